@@ -1,0 +1,122 @@
+"""Strict `fire`: an unknown flag or a wrong type ends the program before any work."""
+
+import difflib
+import functools
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import fire
+from fire.helptext import HelpText
+from fire.trace import FireTrace
+
+
+class Stop(Exception):
+    """A sentence for the person at the keyboard: what was expected, what was found, what to do."""
+
+
+def at_least(low: float, **flags: float) -> None:
+    """Raises: Stop that names the first of `flags` below `low`, or not a number."""
+    for name, value in flags.items():
+        if not value >= low:
+            raise Stop(f'--{name} must be {low} or more, not {value}')
+
+
+def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
+    """Call `main` with the flags of the command line; every parameter needs a type and a default.
+
+    `--help` prints the docstring's `Args:`. Whatever a user can get wrong, here or later as a
+    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest.
+    """
+    args = list(sys.argv[1:] if args is None else args)
+    # fastai and kornia script functions, which torch deprecates: nothing a user can act on
+    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    if {'--help', '-h'} & set(args):
+        print(usage(main))
+        return
+    try:
+        flags = parse(main, args)
+    except Stop as sentence:
+        print(f'error: {sentence}', file=sys.stderr)
+        raise SystemExit(2) from None
+    try:
+        main(**flags)
+    except Stop as sentence:
+        raise SystemExit(f'error: {sentence}') from None
+    except OSError as e:
+        if e.filename is None and e.errno is None:
+            raise  # not about a file: a bug, and a traceback says more than a sentence
+        raise SystemExit(f'error: {e.strerror}: {e.filename or "while writing"}') from None
+    except KeyboardInterrupt:
+        raise SystemExit('stopped; what is finished is kept, the same command goes on') from None
+
+
+def usage(main: Callable[..., None]) -> str:
+    """The text of --help: fire's, less its one-letter flags, which are refused here."""
+    name = Path(sys.argv[0]).name
+    text = HelpText(main, trace=FireTrace(main, name=name))
+    return re.sub(r'^    -\w, --', '    --', text, flags=re.MULTILINE)
+
+
+def parse(main: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
+    """The keyword arguments for `main` that `args` spell, each of its parameter's type.
+
+    `fire` calls its target before it complains about what is left over, accepts `--n` for
+    `--name` and guesses types; so the names are checked first, fire is handed a recorder in place
+    of `main`, strings are kept as they are, and the other types are compared with the annotation.
+
+    Raises: Stop, with the nearest flag where one is misspelt.
+    """
+    signature = inspect.signature(main)
+    kinds = {name: _kind(p.annotation) for name, p in signature.parameters.items()}
+    _check_names(kinds, args)
+    strings = {name: str for name, kind in kinds.items() if kind is str}
+    recorded: dict[str, Any] = {}
+
+    @fire.decorators.SetParseFns(**strings)
+    @functools.wraps(main)
+    def recorder(**flags: Any) -> None:
+        recorded.update(flags)
+
+    # fire reads the wrapped signature; anything it still cannot place is a value without a flag
+    fire.Fire(recorder, command=list(args))
+    return {name: _value(name, kinds[name], value) for name, value in recorded.items()}
+
+
+def _kind(annotation: Any) -> type:
+    return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
+
+
+def _check_names(kinds: dict[str, type], args: Sequence[str]) -> None:
+    known = [*kinds, *(f'no{name}' for name, kind in kinds.items() if kind is bool)]
+    takes_value = False
+    for arg in args:
+        flag = re.fullmatch(r'--?([A-Za-z][\w-]*)(=.*)?', arg, re.DOTALL)
+        if flag is None:
+            if not takes_value:
+                raise Stop(
+                    f'{arg!r} belongs to no flag; flags are written --flag VALUE. See --help'
+                )
+            takes_value = False
+            continue
+        name = flag[1].replace('-', '_')
+        if name not in known or not arg.startswith('--'):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f'; did you mean --{near[0]}?' if near else '.'
+            raise Stop(f'there is no flag {arg.split("=")[0]}{hint} See --help')
+        takes_value = flag[2] is None and name in kinds
+
+
+def _value(name: str, kind: type, value: Any) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        article = {int: 'a whole number', float: 'a number', bool: 'no value (or --no' + name + ')'}
+        raise Stop(f'--{name} takes {article[kind]}, not {value!r}')
+    if kind is str and value in ('', 'True', 'False'):  # what fire makes of a bare --name
+        raise Stop(f'--{name} needs a value: --{name} VALUE')
+    return value

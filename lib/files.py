@@ -1,0 +1,144 @@
+"""Files between the scripts: whole or not there, and a run that explains itself."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib.cli import Stop
+
+# What a config.json holds beside the flags, for the reader's sake: never compared
+INFORMATIVE = ('command',)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it becomes `path` if the block ends well.
+
+    Whoever reads `path` sees the old file or the new one, whole, even after a power cut.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    try:
+        yield temporary
+        with open(temporary, 'rb+') as f:
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path`, all or nothing."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding='utf-8', newline='\n')
+
+
+def write_json(path: Path, data: dict[str, Any]) -> None:
+    """Write `data` to `path` as JSON, all or nothing."""
+    write_text(path, json.dumps(data, indent=1) + '\n')
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write `table` to `path` as CSV, all or nothing, the same bytes on every system."""
+    write_text(path, table.to_csv(index=False, lineterminator='\n'))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises: Stop where it is none."""
+    try:
+        data = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, FileNotFoundError) as e:
+        raise Stop(f'{path} cannot be read as JSON ({e}); delete it and make it anew') from None
+    if not isinstance(data, dict):
+        raise Stop(f'{path} holds no JSON object; delete it and make it anew')
+    return data
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, 'rb') as f:
+        return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def run_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """A folder's name from the flags that differ from their defaults, else the architecture's.
+
+    It is for people: nothing ever reads a flag out of it.
+    """
+    words = []
+    for flag, value in flags.items():
+        if value != defaults[flag]:
+            word = flag if value is True else f'no{flag}' if value is False else f'{flag}-{value}'
+            words.append(re.sub(r'[^\w.+-]', '', word.removeprefix('arch-')))
+    return '_'.join(words) or flags['arch']
+
+
+def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Make the run's folder and config.json, or check that this is the same run going on.
+
+    A flag that is absent means its default, so that old runs stay good.
+
+    Raises: Stop with the flags that differ, or where folds.csv is another one.
+    """
+    path = run / 'config.json'
+    if not path.exists():
+        write_json(path, config)
+        return
+    saved = {**defaults, **read_json(path)}
+    differing = [k for k in {**saved, **config} if saved.get(k) != config.get(k)]
+    differing = [k for k in differing if k not in INFORMATIVE]
+    if 'folds_sha256' in differing:
+        raise Stop(
+            f'folds.csv has changed since {run} began, so its folds mean something else now; '
+            'bring the old folds.csv back, or train under another --name'
+        )
+    if differing:
+        pairs = ', '.join(f'{k} {saved.get(k)!r} (now {config.get(k)!r})' for k in differing)
+        raise Stop(f'{run} was made with other flags: {pairs}; give this run another --name')
+
+
+def runs(home: Path, only: str | None = None) -> list[Path]:
+    """The folders of the trained runs under `home`, by name; `only`: names with commas between.
+
+    A blend's folder (without weights of its own) and one without config.json are passed over.
+    Raises: Stop where there is none, or none of a name in `only`.
+    """
+    found = {p.parent.name: p.parent for p in sorted(home.glob('runs/*/config.json'))}
+    if only is not None:
+        names = [name.strip() for name in only.split(',')]
+        if missing := [name for name in names if name not in found]:
+            have = ', '.join(found) or 'none'
+            raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
+        return [found[name] for name in names]
+    if not found:
+        raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
+    return list(found.values())
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a result may depend on beside the flags: device, versions, and the code's commit."""
+    packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
+    versions = {package: version(package) for package in packages}
+    return {'device': device, 'python': platform.python_version(), **versions, 'commit': commit()}
+
+
+def commit() -> str | None:
+    """The git commit of this code, with '-dirty' where files have changed; None without git."""
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=']
+    try:
+        out = subprocess.run(
+            describe, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return out.stdout.strip()
