@@ -1,0 +1,55 @@
+"""The kornia recipe as fastai batch transforms; Normalize; Cutout."""
+
+import torch
+from fastai.vision.all import IntToFloatTensor, Normalize, TensorImage, Transform
+from kornia.augmentation import ColorJiggle, RandomAffine, RandomErasing, RandomHorizontalFlip
+from torch import nn
+
+
+class Augment(Transform):
+    """kornia modules on a whole batch on its device, in training and TTA only (split_idx 0).
+
+    `order` places it among fastai's batch transforms: IntToFloatTensor is 10, Normalize 99.
+    Images are (B, 3, H, W) float; kornia draws from torch's global CPU generator.
+    """
+
+    split_idx = 0
+
+    def __init__(self, modules: list[nn.Module], order: int):
+        self.modules, self.order = nn.Sequential(*modules), order
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        return self.modules(x)
+
+
+class ChannelsLast(Transform):
+    """The memory layout that convolutions are fastest in; last, since RandomAffine loses it."""
+
+    order = 101
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        return x.contiguous(memory_format=torch.channels_last)
+
+
+def recipe(
+    mean: tuple[float, ...], std: tuple[float, ...], cutout: bool = False
+) -> list[Transform]:
+    """The batch transforms of training, TTA and plain passes, from uint8 to what the model reads.
+
+    Augmentation is drawn while values are in 0..1, since ColorJiggle clips to that; Cutout comes
+    after Normalize, where its 0 is the mean colour. `mean`, `std`: a channel each, of 0..1 values.
+    """
+    geometry_and_colour = [
+        RandomAffine(degrees=180, translate=(0.02, 0.02), p=1.0),
+        RandomHorizontalFlip(p=0.5),
+        # ColorJiggle adds brightness, as the recipe does; ColorJitter would multiply it
+        ColorJiggle(brightness=0.1, contrast=(0.8, 1.2), saturation=(0.7, 1.3), p=1.0),
+    ]
+    erasing = [RandomErasing(p=0.5, scale=(0.02, 0.1), ratio=(0.3, 3.3), value=0.0)]
+    return [
+        IntToFloatTensor(),
+        Augment(geometry_and_colour, order=20),
+        Normalize.from_stats(mean, std, cuda=False),
+        *([Augment(erasing, order=100)] if cutout else []),
+        ChannelsLast(),
+    ]

@@ -1,0 +1,111 @@
+"""A timm model with one Linear layer on its pooled features; weights in and out."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from huggingface_hub import model_info
+from huggingface_hub import try_to_load_from_cache as is_cached
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+from torch import nn
+
+from lib.cli import Stop
+from lib.files import atomic
+
+WEIGHTS = 'model.safetensors'
+
+
+def about(arch: str) -> dict[str, Any]:
+    """What timm knows of an architecture: its pretrained `tag`, and the `mean` and `std` that
+    its input is normalized with, a channel each, pretrained or not.
+
+    Raises: Stop with the nearest names, where timm knows no such architecture.
+    """
+    if not timm.is_model(arch):
+        near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
+        raise Stop(f'timm has no architecture {arch!r}' + (f'; near it: {near}' if near else ''))
+    try:
+        cfg = timm.get_pretrained_cfg(arch)
+    except RuntimeError as e:
+        raise Stop(str(e)) from e
+    return {'tag': cfg.tag, 'mean': list(cfg.mean), 'std': list(cfg.std)}
+
+
+def create(
+    arch: str, size: int, pretrained: bool = False, weights: Path | None = None
+) -> nn.Module:
+    """The model: (B, 3, size, size) float, normalized, to (B, 1) logits of melanoma.
+
+    Its body starts with timm's ImageNet weights if `pretrained`, with those of the safetensors
+    file `weights` if given, else at random; its Linear head at random always (torch's generator).
+
+    Raises: Stop where the weights cannot be had, or are another architecture's.
+    """
+    cfg = timm.get_pretrained_cfg(arch)
+    options = {'img_size': size} if cfg.fixed_input_size else {}  # transformers are told the size
+    if weights is not None:
+        model = timm.create_model(arch, num_classes=1, **options)
+        _load_body(model, weights)
+        return model
+    try:
+        if pretrained and cfg.hf_hub_id and not is_cached(cfg.hf_hub_id, WEIGHTS):
+            model_info(cfg.hf_hub_id, timeout=10)  # says no at once; timm tries for a minute
+        return timm.create_model(arch, pretrained=pretrained, num_classes=1, **options)
+    except Exception as e:  # the hub's client raises those of whatever HTTP library it is built on
+        if not pretrained:
+            raise
+        raise Stop(
+            f'the ImageNet weights of {arch} cannot be fetched ({e}). Take local ones with '
+            "--weights FILE (model.safetensors from the model's page on the Hugging Face hub), or "
+            'start at random with --nopretrained'
+        ) from e
+
+
+def _load_body(model: nn.Module, path: Path) -> None:
+    """Load all but the classifier, if every name and shape fits. timm would load what fits."""
+    state = read_weights(path)
+    heads = model.pretrained_cfg['classifier']
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
+    head = tuple(f'{name}.' for name in heads)
+    found = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(head)}
+    wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(head)}
+    every = {**wanted, **found}
+    if wrong := [k for k in every if found.get(k) != wanted.get(k)]:
+        some = [f'{k} is {found.get(k, "absent")}, not {wanted.get(k, "there")}' for k in wrong[:3]]
+        raise Stop(
+            f'{path} holds the weights of another architecture: {len(wrong)} of {len(every)} '
+            f'tensors do not fit. {"; ".join(some)}{" ..." if len(wrong) > 3 else ""}'
+        )
+    model.load_state_dict({k: state[k] for k in found}, strict=False)
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file, by name. Raises: Stop where it is none."""
+    if not path.is_file():
+        raise Stop(f'there is no file {path}')
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as e:
+        raise Stop(f'{path} is no safetensors file ({e}); no other kind is read, for safety') from e
+
+
+def save(model: nn.Module, path: Path) -> None:
+    """Write the model's weights as safetensors, all or nothing."""
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
+    with atomic(path) as temporary:
+        temporary.write_bytes(to_bytes(tensors))  # save_file would keep it from other users
+
+
+def load(arch: str, size: int, path: Path) -> nn.Module:
+    """The model whose weights `save` wrote. Raises: Stop where they are another architecture's."""
+    model = create(arch, size)
+    state = read_weights(path)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as e:
+        raise Stop(f'{path} does not hold the weights of {arch} ({str(e).splitlines()[0]})') from e
+    return model

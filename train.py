@@ -1,0 +1,182 @@
+"""Train one model, a fold after the other, by the recipe.
+
+python train.py --size 512 --cutout           # efficientnet_b5, five folds
+python train.py --arch resnet18 --size 224    # a quick baseline
+python train.py --lr_find                     # the range test; trains nothing
+"""
+
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from lib import cli, files
+
+
+def main(
+    *,
+    home: str = '.',
+    name: str | None = None,
+    arch: str = 'efficientnet_b5',
+    pretrained: bool = True,
+    weights: str | None = None,
+    size: int = 512,
+    cutout: bool = False,
+    epochs: int = 20,
+    batch_size: int = 8,
+    lr_min: float = 5e-6,
+    lr_max: float = 2e-4,
+    wd: float = 0.1,
+    neg_ratio: float = 1.0,
+    seed: int = 0,
+    fold: int | None = None,
+    lr_find: bool = False,
+    workers: int | None = None,
+) -> None:
+    """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
+
+    A finished fold is skipped, so the same command goes on where it stopped.
+
+    Args:
+        home: folder of folds.csv, of the cache of resized images, and of the runs.
+        name: the run's name; by default the flags that differ from their defaults.
+        arch: any timm architecture.
+        pretrained: start from ImageNet weights, fetched once; --nopretrained starts at random.
+        weights: a local safetensors file of the architecture's weights instead.
+        size: side of the square images, in pixels.
+        cutout: erase a random rectangle of half of the training images.
+        epochs: passes over the melanomas.
+        batch_size: images a step; 8 of 512 pixels through efficientnet_b5 need about 12 GB.
+        lr_min: learning rate at the start and the end of one-cycle.
+        lr_max: learning rate at its peak, after a quarter of the steps.
+        wd: AdamW's weight decay.
+        neg_ratio: benign images an epoch for each melanoma, others each epoch; 0 takes all.
+        seed: of everything drawn at random; another seed trains a twin.
+        fold: train this fold only, so that folds can be spread over machines.
+        lr_find: only suggest --lr_min and --lr_max by a range test on fold 0, and draw it.
+        workers: processes that read images; by default one a core beside a GPU, else none.
+    """
+    flags = {k: v for k, v in locals().items() if k in DEFAULTS}
+    cli.at_least(64, size=size)
+    cli.at_least(1, epochs=epochs, batch_size=batch_size)
+    cli.at_least(0, lr_min=lr_min, lr_max=lr_max, wd=wd, neg_ratio=neg_ratio, seed=seed)
+    if not 0 < lr_min <= lr_max < 10:
+        raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
+    if weights is not None and not pretrained:
+        raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
+
+    # here, not above: --help and a misspelt flag need none of it, and it takes seconds
+    from lib import images, model, splits, tables
+
+    table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
+    table = tables.read_folds(table_path)
+    table = (
+        table[table.split == 'train'].astype({'fold': int, 'target': int}).reset_index(drop=True)
+    )
+    splits.check(table.group, table.fold)
+    folds = sorted(table.fold.unique())
+    if fold is not None and fold not in folds:
+        raise cli.Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
+
+    config = flags | model.about(arch) | {'folds_sha256': files.sha256(table_path)}
+    model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
+    if start:
+        config |= {'weights': start.name, 'weights_sha256': files.sha256(start)}
+    run = Path(home, 'runs', name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS))
+    if not lr_find:
+        files.claim_run(run, config | {'command': command()}, DEFAULTS)
+    table['cached'] = images.cache(table, Path(home), size)
+
+    for k in folds if fold is None else [fold]:
+        if lr_find:
+            return find_rates(run / f'fold{k}', k, table, config, start, workers)
+        if (run / f'fold{k}' / 'oof.csv').exists():
+            print(f'{run}: fold {k} is finished')
+        else:
+            train_fold(run / f'fold{k}', k, table, config, start, workers)
+    summarize(run, folds)
+
+
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers')  # flags that change no result
+DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
+
+
+def prepare(fold: int, table, config: dict, start: Path | None, workers: int | None):
+    """The fold's Learner, from the same weights whatever ran before, and its callbacks."""
+    from lib import model
+    from lib.augment import recipe
+    from lib.learner import SeedEpoch, for_fold, seed_all
+
+    seed_all(config['seed'], fold)
+    learn, sampler = for_fold(
+        table.cached.to_numpy(),
+        table.target.to_numpy(),
+        (table.fold == fold).to_numpy(),
+        model.create(config['arch'], config['size'], config['pretrained'], start),
+        recipe(config['mean'], config['std'], config['cutout']),
+        **{k: config[k] for k in ('batch_size', 'neg_ratio', 'wd', 'seed')},
+        workers=workers,
+    )
+    return learn, [sampler, SeedEpoch(config['seed'], fold)]
+
+
+def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> None:
+    """Train on the other folds and score this one: weights, history.csv, run.json, oof.csv."""
+    from lib import model
+    from lib.learner import History, StopOnNaN, precision
+    from lib.loaders import loader
+    from lib.predict import predict
+
+    clock = time.perf_counter()
+    learn, cbs = prepare(fold, table, config, start, workers)
+    div = config['lr_max'] / config['lr_min']
+    cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
+    learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    model.save(learn.model, folder / model.WEIGHTS)
+
+    # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
+    oof = table[table.fold == fold]
+    tfms = list(learn.dls.valid.after_batch.fs)
+    dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
+    oof = oof[['image_name', 'patient_id', 'group', 'source', 'fold', 'target']]
+    oof = oof.assign(pred_plain=predict(learn, dl, label='score')[1])
+    about = files.environment(str(dl.device)) | {'precision': precision(dl.device)}
+    seconds = round(time.perf_counter() - clock, 1)
+    files.write_json(folder / 'run.json', about | {'command': command(), 'seconds': seconds})
+    files.write_csv(folder / 'oof.csv', oof)  # its existence means finished
+
+
+def find_rates(folder: Path, fold: int, table, config: dict, start, workers) -> None:
+    """Print and draw the range test of a fold; the model is thrown away."""
+    from lib.learner import range_test, suggest
+    from lib.report import draw_range_test
+
+    learn, cbs = prepare(fold, table, config, start, workers)
+    lrs, losses = range_test(learn, cbs)
+    lr_min, lr_max = suggest(lrs, losses)
+    draw_range_test(folder / 'lr_find.png', lrs, losses, lr_min, lr_max)
+    print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')
+
+
+def summarize(run: Path, folds: list[int]) -> None:
+    """Print the pooled OOF AUC, when all folds are there."""
+    import pandas as pd
+
+    from lib import score
+
+    paths = [run / f'fold{k}' / 'oof.csv' for k in folds]
+    if missing := [str(k) for k, path in zip(folds, paths, strict=True) if not path.exists()]:
+        print(f'{run}: fold {", ".join(missing)} still to be trained')
+    else:
+        oof = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
+        print(f'{run}: pooled out-of-fold AUC [95 % interval over patients or lesions]')
+        print(score.table(oof, ['pred_plain']))
+
+
+def command() -> str:
+    """What was typed, to type it again."""
+    return shlex.join(['python', *sys.argv])
+
+
+if __name__ == '__main__':
+    cli.run(main)
