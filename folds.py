@@ -47,6 +47,7 @@ def main(
         from lib.demo import make
 
         data = home = make(Path('data/demo'))
+        print(f'{home}: synthetic images, drawn by a program. They are not medical data')
     data, home = Path(data), Path(home)
     if not (data / 'train.csv').exists():
         raise cli.Stop(

@@ -132,6 +132,15 @@ def environment(device: str) -> dict[str, Any]:
     return {'device': device, 'python': platform.python_version(), **versions, 'commit': commit()}
 
 
+def unfinished(run: Path, folds: list[int]) -> str | None:
+    """A sentence that names the folds that train.py has not finished, and its command; or None."""
+    missing = [str(k) for k in folds if not (run / f'fold{k}' / 'oof.csv').exists()]
+    if not missing:
+        return None
+    command = read_json(run / 'config.json').get('command', 'python train.py with its flags')
+    return f'{run}: fold {", ".join(missing)} still to be trained: {command}'
+
+
 def commit() -> str | None:
     """The git commit of this code, with '-dirty' where files have changed; None without git."""
     describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=']

@@ -54,9 +54,9 @@ def square(path: Path, size: int) -> Image.Image:
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image = ImageOps.exif_transpose(image).convert('RGB')
     side = min(image.size)
-    left, top = (image.width - side) / 2, (image.height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.LANCZOS, box=box)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    square = image.crop((left, top, left + side, top + side))
+    return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
 def _stamp(source: Path) -> int:

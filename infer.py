@@ -1,0 +1,133 @@
+"""Predict with every trained run: its out-of-fold images and the test images.
+
+python infer.py --n_tta 15        # mean of 15 augmented passes, the plain pass beside it
+python infer.py --n_tta 0         # the plain pass alone: 16 times faster
+"""
+
+from pathlib import Path
+
+from lib import cli, files
+
+
+def main(
+    *,
+    home: str = '.',
+    only: str | None = None,
+    n_tta: int = 15,
+    batch_size: int = 32,
+    seed: int = 0,
+    workers: int | None = None,
+) -> None:
+    """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
+
+    What is finished with these flags, these weights and this folds.csv is skipped.
+
+    Args:
+        home: folder of folds.csv, of the cache of resized images, and of the runs.
+        only: names of runs, with commas between, instead of all.
+        n_tta: passes of test-time augmentation, each a new draw of the run's own augmentation.
+        batch_size: images a step.
+        seed: of what the augmentation draws.
+        workers: processes that read images; by default one a core beside a GPU, else none.
+    """
+    cli.at_least(0, n_tta=n_tta, seed=seed)
+    cli.at_least(1, batch_size=batch_size)
+    folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
+
+    # here, not above: --help and a misspelt flag need none of it, and it takes seconds
+    import pandas as pd
+
+    from lib import images, score, tables
+
+    table = tables.read_folds(folds_path)
+    folds = sorted(table.fold.dropna().astype(int).unique())
+    ready = [run for run in runs if is_ready(run, folds, folds_path)]
+    if not ready:
+        raise cli.Stop('there is no run to predict with')
+    for run in ready:
+        config = files.read_json(run / 'config.json')
+        table['cached'] = images.cache(table, Path(home), config['size'])
+        weights = [files.sha256(run / f'fold{k}' / 'model.safetensors') for k in folds]
+        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size, 'weights_sha256': weights}
+        plan['folds_sha256'] = config['folds_sha256']
+        if begin(run, plan):
+            predict_run(run, config, table, folds, n_tta, batch_size, seed, workers)
+        else:
+            print(f'{run} is finished with these weights and flags')
+        oof = pd.read_csv(run / 'oof.csv')
+        print(f'{run}: pooled out-of-fold AUC [95 % interval over patients or lesions]')
+        print(score.table(oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain']))
+        if n_tta:
+            print(f'{n_tta} TTA passes change it by {score.difference(oof, "pred", "pred_plain")}')
+
+
+def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
+    """Whether all folds are trained; says so if not. Raises: Stop if on another folds.csv."""
+    if files.read_json(run / 'config.json').get('folds_sha256') != files.sha256(folds_path):
+        raise cli.Stop(
+            f'{run} was trained on another {folds_path}, so its held-out images are not these; '
+            'bring that file back, or name the other runs with --only'
+        )
+    if sentence := files.unfinished(run, folds):
+        print(f'passed over: {sentence}')
+    return sentence is None
+
+
+def begin(run: Path, plan: dict) -> bool:
+    """Make infer.json say what is being done; False if just that is finished already."""
+    made = [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]
+    path = run / 'infer.json'
+    if path.exists() and files.read_json(path) == plan:
+        return not all(p.exists() for p in made[:2])
+    for p in made:  # of other weights or flags
+        p.unlink(missing_ok=True)
+    files.write_json(path, plan)
+    return True
+
+
+def predict_run(
+    run: Path,
+    config: dict,
+    table,
+    folds: list[int],
+    n_tta: int,
+    batch_size: int,
+    seed: int,
+    workers,
+) -> None:
+    """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
+    import pandas as pd
+    from fastai.vision.all import DataLoaders
+
+    from lib import model
+    from lib.augment import recipe
+    from lib.learner import learner
+    from lib.loaders import loader
+    from lib.predict import predict
+
+    def passes(rows, k: int, part: int):
+        """`pred` and `pred_plain` for `rows` by fold k's model: two columns."""
+        net = model.load(config['arch'], config['size'], run / f'fold{k}' / model.WEIGHTS)
+        tfms = recipe(config['mean'], config['std'], config['cutout'])
+        dl = loader(rows.cached, rows.target.fillna(0), tfms, batch_size, workers=workers)
+        label = f'{run.name} fold {k} {"test" if part else "oof"}'
+        pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, (seed, k, part), label)
+        return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
+
+    print(f'{run}: {len(folds)} folds, {n_tta} + 1 passes', flush=True)
+    oof_columns = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+    for k in folds:
+        path, rows = run / f'fold{k}' / 'tta_oof.csv', table[table.fold == k]
+        if not path.exists():
+            rows = rows.astype({'fold': int, 'target': int})
+            files.write_csv(path, rows[oof_columns].join(passes(rows, k, 0)))
+    test = table[table.split == 'test']
+    if len(test):
+        mean = sum(passes(test, k, 1) for k in folds) / len(folds)
+        files.write_csv(run / 'test.csv', test[['image_name']].join(mean))
+    oof = pd.concat([pd.read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])
+    files.write_csv(run / 'oof.csv', oof)
+
+
+if __name__ == '__main__':
+    cli.run(main)

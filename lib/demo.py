@@ -1,0 +1,118 @@
+"""The embedded data set: synthetic lesions in Kaggle's layout, drawn from a seed.
+
+It is not medical data. It lets the four scripts be tried, and their parts be tested, without any.
+A class shows in four traits that dermatology teaches (asymmetry, border, colours, diameter), each
+of which overlaps between the classes; hair, vignette, light and skin vary and tell nothing.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from lib import files
+from lib.cli import Stop
+
+MELANOMA_RATE = 0.18
+SHIFT = 1.7  # between the classes in each trait, in standard deviations
+HEIGHT, WIDTH = 96, 128  # pixels
+SITES = ['torso', 'lower extremity', 'upper extremity', 'head/neck']
+
+
+def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Path:
+    """Write train.csv, test.csv, sample_submission.csv and jpeg/ under `home`, which is returned.
+
+    Raises: Stop where `home` holds other data.
+    """
+    if (home / 'train.csv').exists() and not (home / 'SYNTHETIC.txt').exists():
+        raise Stop(f'{home} holds data that --demo did not make; move it away first')
+    note = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
+    files.write_text(home / 'SYNTHETIC.txt', note)
+    rng = np.random.default_rng(seed)
+    for split, n, first in (('train', n_train, 0), ('test', n_test, n_train)):
+        rows = _rows(rng, n, first, split)
+        folder = home / 'jpeg' / split
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, target in zip(rows.image_name, rows.target, strict=True):
+            with files.atomic(folder / f'{name}.jpg') as temporary:
+                Image.fromarray(draw(rng, target)).save(temporary, quality=90)
+        if split == 'test':
+            order = rng.permutation(n)
+            submission = rows[['image_name']].iloc[order].assign(target=0)
+            files.write_csv(home / 'sample_submission.csv', submission)
+            rows = rows.drop(columns=['target', 'diagnosis', 'benign_malignant'])
+        files.write_csv(home / f'{split}.csv', rows)
+    return home
+
+
+def _rows(rng: np.random.Generator, n: int, first: int, split: str) -> pd.DataFrame:
+    """A table in Kaggle's columns: several images a patient, some ages and sexes missing."""
+    patients = np.repeat(np.arange(n), rng.integers(1, 11, size=n))[:n]
+    target = (rng.random(n) < MELANOMA_RATE).astype(int)
+    age = np.clip(rng.normal(50, 15, size=n)[patients] // 5 * 5, 10, 90)
+    sex = rng.choice(['male', 'female'], size=n)[patients]
+    rows = pd.DataFrame(
+        {
+            'image_name': [f'DEMO_{first + i:05d}' for i in range(n)],
+            'patient_id': [f'{split.upper()}_{patient:04d}' for patient in patients],
+            'sex': np.where(rng.random(n) < 0.05, None, sex),
+            'age_approx': np.where(rng.random(n) < 0.05, np.nan, age),
+            'anatom_site_general_challenge': rng.choice(SITES, size=n),
+            'diagnosis': np.where(target, 'melanoma', 'nevus'),
+            'benign_malignant': np.where(target, 'malignant', 'benign'),
+            'target': target,
+        }
+    )
+    return rows.iloc[rng.permutation(n)]
+
+
+def draw(rng: np.random.Generator, target: int) -> np.ndarray:
+    """One image: (HEIGHT, WIDTH, 3) uint8."""
+    asymmetry, border, colours, diameter = rng.normal(SHIFT * target, 1, size=4)
+    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(float)
+    skin = rng.uniform(0.7, 1) * np.array([245, 195, 170]) + rng.normal(0, 6, size=3)
+    image = skin + 5 * _noise(rng, 3)[..., None]
+
+    # the lesion: an ellipse, skewed by asymmetry, its border waved, its edge blurred
+    x, y = x - WIDTH / 2 + rng.normal(0, 4), y - HEIGHT / 2 + rng.normal(0, 4)
+    turn = rng.uniform(0, 2 * np.pi)
+    along, across = x * np.cos(turn) + y * np.sin(turn), y * np.cos(turn) - x * np.sin(turn)
+    angle = np.arctan2(across, along)
+    radius = 22 * np.exp(0.14 * diameter) * (1 + 0.11 * np.exp(0.5 * asymmetry) * np.cos(angle))
+    for wave in (5, 8, 13):
+        phase = rng.uniform(0, 2 * np.pi)
+        radius *= 1 + 0.02 * np.exp(0.55 * border) * np.cos(wave * angle + phase)
+    inside = 1 / (1 + np.exp((np.hypot(along, 1.2 * across) - radius) / 1.5))
+
+    # its colours: a brown, and patches of black, red and blue-grey, more of them with `colours`
+    pigment = rng.uniform([95, 55, 35], [150, 95, 70]) + 12 * _noise(rng, 4)[..., None]
+    for tone in ([45, 30, 30], [165, 60, 60], [105, 110, 130]):
+        patch = 1 / (1 + np.exp(-6 * (_noise(rng, 7) - 1.5 + 0.5 * colours)))
+        pigment += patch[..., None] * (np.array(tone) - pigment)
+    image += inside[..., None] * (pigment - image)
+
+    # what tells nothing: hair, vignette, light, grain
+    for _ in range(rng.poisson(2)):
+        _hair(rng, image)
+    corner = np.hypot(x / WIDTH, y / HEIGHT)
+    image *= 1 - rng.uniform(0, 1.2) * np.clip(corner - 0.35, 0, None)[..., None]
+    image *= rng.uniform(0.85, 1.15) + rng.uniform(-0.15, 0.15) * (x / WIDTH)[..., None]
+    image += rng.normal(0, 3, size=image.shape)
+    return np.clip(image, 0, 255).astype(np.uint8)
+
+
+def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
+    """Smooth noise of mean 0 and standard deviation 1: (HEIGHT, WIDTH)."""
+    noise = gaussian_filter(rng.normal(size=(HEIGHT, WIDTH)), sigma)
+    return (noise - noise.mean()) / noise.std()
+
+
+def _hair(rng: np.random.Generator, image: np.ndarray) -> None:
+    """Draw one dark arc across `image`, in place."""
+    t = np.linspace(0, 1, 2 * WIDTH)
+    start, middle, end = rng.uniform([0, 0], [WIDTH, HEIGHT], size=(3, 2))
+    curve = np.outer((1 - t) ** 2, start) + np.outer(2 * t * (1 - t), middle) + np.outer(t**2, end)
+    column, row = curve.astype(int).T
+    image[row, column] = rng.uniform(20, 60)

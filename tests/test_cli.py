@@ -1,0 +1,133 @@
+"""The command line ends before any work, with a sentence, whatever is misspelt."""
+
+from pathlib import Path
+
+import pytest
+
+from lib import cli
+
+calls = []
+
+
+def target(
+    *,
+    size: int = 512,
+    rate: float = 0.5,
+    cutout: bool = False,
+    name: str | None = None,
+    home: str = '.',
+) -> None:
+    """Do a thing.
+
+    Args:
+        size: pixels.
+        rate: a share.
+        cutout: erase.
+        name: a name.
+        home: a folder.
+    """
+    calls.append((size, rate, cutout, name, home))
+
+
+@pytest.mark.parametrize(
+    ('args', 'flags'),
+    [
+        ([], {}),
+        (['--size', '384', '--cutout'], {'size': 384, 'cutout': True}),
+        (['--size=384', '--nocutout'], {'size': 384, 'cutout': False}),
+        (['--rate', '1'], {'rate': 1.0}),
+        (['--rate', '-1e-3'], {'rate': -0.001}),
+        (['--name', '512'], {'name': '512'}),
+        (['--name', 'a,b'], {'name': 'a,b'}),
+        (['--name', 'x#y'], {'name': 'x#y'}),
+        (['--name=--x', '--home', '(1, 2)'], {'name': '--x', 'home': '(1, 2)'}),
+    ],
+)
+def test_flags_arrive_with_their_types_and_strings_as_they_are(args, flags):
+    parsed = cli.parse(target, args)
+    assert parsed == flags
+    assert {k: type(v) for k, v in parsed.items()} == {k: type(v) for k, v in flags.items()}
+
+
+@pytest.mark.parametrize(
+    ('args', 'says'),
+    [
+        (['--sise', '384'], 'did you mean --size'),
+        (['--n', '3'], 'no flag --n'),
+        (['-s', '3'], 'no flag -s'),
+        (['384'], 'belongs to no flag'),
+        (['--size', '384', '512'], 'belongs to no flag'),
+        (['--size', '38.4'], 'whole number'),
+        (['--size'], 'whole number'),
+        (['--size', 'big'], 'whole number'),
+        (['--rate', 'x'], 'a number'),
+        (['--cutout', '3'], 'no value'),
+        (['--cutout=false'], 'no value'),
+        (['--name'], 'needs a value'),
+        (['--norate'], 'no flag --norate'),
+        (['--', '--interactive'], 'no flag'),
+    ],
+)
+def test_a_wrong_flag_ends_the_program_before_main_is_called(args, says, capsys):
+    calls.clear()
+    with pytest.raises(SystemExit) as ended:
+        cli.run(target, args)
+    assert ended.value.code == 2
+    assert says in capsys.readouterr().err
+    assert not calls
+
+
+def test_help_lists_every_flag_with_its_meaning_and_no_flag_that_is_refused(capsys):
+    cli.run(target, ['--help'])
+    text = capsys.readouterr().out
+    for flag, meaning in [('size', 'pixels'), ('cutout', 'erase'), ('home', 'a folder')]:
+        assert f'--{flag}=' in text and meaning in text
+    assert '-s,' not in text
+
+
+def test_a_stop_is_one_sentence_and_a_bug_is_a_traceback():
+    def stops():
+        raise cli.Stop('do this')
+
+    with pytest.raises(SystemExit, match='error: do this'):
+        cli.run(stops, [])
+
+    def breaks():
+        raise KeyError('bug')
+
+    with pytest.raises(KeyError):
+        cli.run(breaks, [])
+
+    def no_file():
+        Path('/nowhere/at/all').read_text()
+
+    with pytest.raises(SystemExit, match='No such file or directory: /nowhere'):
+        cli.run(no_file, [])
+
+
+@pytest.mark.parametrize('name', ['folds.py', 'train.py', 'infer.py', 'blend.py'])
+def test_every_script_explains_each_of_its_flags(name, ok):
+    text = ok(name, '--help')
+    blocks = text.split('    --')[1:]
+    assert len(blocks) >= 2
+    assert all(block.strip().count('\n') >= 3 for block in blocks), text
+
+
+@pytest.mark.parametrize(
+    ('command', 'says'),
+    [
+        (['folds.py', '--data', 'nowhere'], '--demo'),
+        (['train.py', '--home', 'nowhere'], 'python folds.py'),
+        (['train.py', '--sizes', '3'], 'did you mean --size'),
+        (['train.py', '--size', '0'], '64 or more'),
+        (['train.py', '--lr_min', '1', '--lr_max', '.1'], '--lr_min <= --lr_max'),
+        (['infer.py', '--home', 'nowhere'], 'python train.py'),
+        (['blend.py', '--home', 'nowhere'], 'python train.py'),
+    ],
+)
+def test_what_is_missing_or_out_of_range_is_one_sentence(command, says, script, tmp_path):
+    done = script(*command, cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert says in done.stderr
+    assert 'Traceback' not in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,103 @@
+"""The cache: square, as a viewer shows it, made once, made again when the source changes."""
+
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import ExifTags, Image
+
+from lib import images
+from lib.cli import Stop
+
+
+def table_of(*paths) -> pd.DataFrame:
+    return pd.DataFrame(
+        {'path': list(map(str, paths)), 'image_name': [p.stem for p in paths], 'source': 's'}
+    )
+
+
+def test_the_square_is_cut_from_the_centre_and_nothing_is_squeezed(tmp_path):
+    picture = np.zeros((100, 300, 3), np.uint8)
+    picture[:, 100:200] = 255  # the centred square
+    Image.fromarray(picture).save(tmp_path / 'a.png')
+    assert np.asarray(images.square(tmp_path / 'a.png', 50)).min() == 255
+
+
+def test_a_large_jpeg_decoded_at_reduced_scale_looks_like_a_full_decode(tmp_path):
+    rng = np.random.default_rng(0)
+    smooth = Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8))
+    smooth.resize((1600, 1200), Image.Resampling.BICUBIC).save(tmp_path / 'a.jpg', quality=95)
+    with Image.open(tmp_path / 'a.jpg') as image:
+        full = image.convert('RGB').resize(
+            (128, 128), Image.Resampling.LANCZOS, box=(200, 0, 1400, 1200)
+        )
+    difference = np.asarray(images.square(tmp_path / 'a.jpg', 128), float) - np.asarray(full, float)
+    assert np.abs(difference).mean() < 1
+
+
+def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_path):
+    upright = Image.new('RGB', (64, 64), 'white')
+    upright.paste('black', (0, 0, 64, 32))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3  # turned by 180 degrees
+    upright.rotate(180).save(tmp_path / 'a.jpg', exif=exif, quality=95)
+    upright.convert('L').save(tmp_path / 'grey.jpg')
+    upright.convert('CMYK').save(tmp_path / 'cmyk.jpg')
+    upright.convert('P').save(tmp_path / 'palette.png')
+    for path in sorted(tmp_path.iterdir()):
+        pixels = np.asarray(images.square(path, 64), int)
+        assert pixels.shape == (64, 64, 3)
+        assert pixels[:28].mean() < 20 and pixels[36:].mean() > 235, path
+
+
+def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
+    source = tmp_path / 'a.png'
+    Image.new('RGB', (80, 80), 'white').save(source)
+    table = table_of(source)
+    (made,) = images.cache(table, tmp_path, 64)
+    inode = made.stat().st_ino
+    assert images.cache(table, tmp_path, 64) == [made] and made.stat().st_ino == inode
+
+    before = source.stat()
+    Image.new('RGB', (90, 90), 'black').save(source)
+    assert source.stat().st_size != before.st_size
+    os.utime(source, ns=(before.st_mtime_ns, before.st_mtime_ns))  # another size, the same time
+    images.cache(table, tmp_path, 64)
+    assert np.asarray(Image.open(made)).max() == 0
+
+    made.unlink()
+    images.cache(table, tmp_path, 64)
+    assert made.exists()
+
+
+def test_a_jpeg_of_the_right_size_is_taken_as_it_is(tmp_path):
+    Image.new('RGB', (64, 64), 'red').save(tmp_path / 'a.jpg', quality=30)
+    (made,) = images.cache(table_of(tmp_path / 'a.jpg'), tmp_path, 64)
+    assert made.read_bytes() == (tmp_path / 'a.jpg').read_bytes()
+
+
+def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_path):
+    Image.effect_noise((300, 300), 80).convert('RGB').save(tmp_path / 'good.jpg')
+    whole = (tmp_path / 'good.jpg').read_bytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    (tmp_path / 'empty.jpg').write_bytes(b'')
+    (tmp_path / 'text.jpg').write_text('no picture')
+    (tmp_path / 'folder.jpg').mkdir()
+    paths = [*sorted(tmp_path.glob('*.jpg')), tmp_path / 'absent.jpg']
+    with pytest.raises(Stop) as stopped:
+        images.cache(table_of(*paths), tmp_path, 64)
+    text = str(stopped.value)
+    assert text.startswith('5 images cannot be read')
+    assert all(f'{name}.jpg' in text for name in ('cut', 'empty', 'text', 'folder', 'absent'))
+    assert [p.name for p in (tmp_path / 'cache').rglob('*') if p.is_file()] == ['good.jpg']
+
+
+def test_several_processes_make_what_one_makes(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = [tmp_path / f'{i}.png' for i in range(101)]  # enough for the pool
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (70, 70, 3), dtype=np.uint8)).save(path)
+    made = images.cache(table_of(*paths), tmp_path / 'many', 64)
+    one = images.cache(table_of(paths[7]), tmp_path / 'one', 64)[0]
+    assert len(made) == 101 and made[7].read_bytes() == one.read_bytes()

@@ -1,0 +1,153 @@
+"""The schedule, the optimizer, the epoch's line and the range test, against outside witnesses."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import Callback
+from PIL import Image
+from sklearn.metrics import roc_auc_score
+
+from lib import model
+from lib.augment import recipe
+from lib.cli import Stop
+from lib.learner import History, SeedEpoch, StopOnNaN, for_fold, range_test, seed_all, suggest
+
+STATS = ((0.5,) * 3, (0.5,) * 3)
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory):
+    """40 images of noise, the 16 melanomas a little darker; paths, targets, which are held out."""
+    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
+    targets = np.array([0, 1, 0, 1, 0] * 8)
+    paths = np.array([folder / f'{i}.png' for i in range(40)])
+    for path, target in zip(paths, targets, strict=True):
+        noise = rng.integers(0, 256 - 3 * target, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    return paths, targets, np.arange(40) >= 25
+
+
+def make(images, neg_ratio=0.5, seed=0, workers=0):
+    seed_all(seed)
+    net = model.create('test_resnet', 64)
+    return for_fold(
+        *images,
+        net,
+        recipe(*STATS),
+        batch_size=4,
+        neg_ratio=neg_ratio,
+        wd=0.1,
+        seed=seed,
+        workers=workers,
+    )
+
+
+class Record(Callback):
+    """Keep each step's rate as the optimizer had it, and the epoch's predictions."""
+
+    def before_fit(self):
+        self.rates = []
+
+    def before_step(self):
+        self.rates.append(self.opt.opt.param_groups[0]['lr'])
+
+    def before_validate(self):
+        self.logits, self.truths = [], []
+
+    def after_batch(self):
+        if not self.training:
+            self.logits.append(self.pred.detach())
+            self.truths.append(self.y)
+
+
+def test_the_schedule_is_torchs_one_cycle_to_within_one_step(images):
+    learn, sampler = make(images)
+    record, (low, high) = Record(), (5e-6, 2e-4)
+    div, epochs = high / low, 8
+    learn.fit_one_cycle(epochs, high, div=div, div_final=div, cbs=[sampler, record])
+    n = len(record.rates)
+    assert n == epochs * len(learn.dls.train) == 32
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=high)
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, high, total_steps=n, pct_start=0.25, div_factor=div, final_div_factor=1
+    )
+    witness = []
+    for _ in range(n):
+        witness.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        theirs.step()
+    ours, witness = np.array(record.rates), np.array(witness)
+    assert ours[0] == pytest.approx(low) == witness[0]
+    assert ours.max() == pytest.approx(high) == witness.max()
+    for i, lr in enumerate(ours):  # between torch's rates of the step before and the step after
+        around = witness[max(0, i - 1) : i + 2]
+        assert around.min() - 1e-9 <= lr <= around.max() + 1e-9
+    assert ours[-1] < 2 * low + 0.02 * high  # and back
+
+
+def test_the_optimizer_is_adamw_with_its_decay_on_every_parameter(images):
+    learn, sampler = make(images)
+    learn.fit_one_cycle(1, 1e-4, cbs=[sampler])
+    assert isinstance(learn.opt.opt, torch.optim.AdamW)
+    groups = learn.opt.opt.param_groups
+    assert all(g['weight_decay'] == 0.1 and g['eps'] == 1e-8 for g in groups)
+    assert sum(len(g['params']) for g in groups) == len(list(learn.model.parameters()))
+
+
+def test_the_epochs_line_is_scikit_learns_auc_and_the_history_holds_every_epoch(
+    images, tmp_path, capsys
+):
+    learn, sampler = make(images)
+    record, history = Record(), History(tmp_path / 'history.csv', fold=3)
+    learn.fit_one_cycle(3, 1e-3, cbs=[sampler, record, history])
+    auc = roc_auc_score(torch.cat(record.truths), torch.cat(record.logits)[:, 0])
+    table = pd.read_csv(tmp_path / 'history.csv')
+    assert table.epoch.tolist() == [1, 2, 3]
+    assert table.auc.iloc[-1] == pytest.approx(auc) and 0 < auc < 1
+    assert len(learn.recorder.values) == 3
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) == 3 and f'auc {auc:.4f}' in lines[-1] and 'epoch  3/3' in lines[-1]
+    assert '\r' not in out and '█' not in out  # no bar in a log file
+
+
+def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(images):
+    learn, _ = make(images, neg_ratio=1)
+    assert len(learn.dls.valid.dataset) <= learn.dls.train.n
+    targets = torch.cat([y for _, y in learn.dls.valid])
+    assert targets.sum() == images[1][images[2]].sum()
+
+
+def test_a_run_depends_on_its_seed_and_not_on_its_workers(images):
+    finals = []
+    for seed, workers in ((0, 0), (0, 2), (1, 0)):
+        learn, sampler = make(images, seed=seed, workers=workers)
+        learn.fit_one_cycle(2, 1e-3, cbs=[sampler, SeedEpoch(seed, fold=0)])
+        finals.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    assert torch.equal(finals[0], finals[1]) and not torch.equal(finals[0], finals[2])
+
+
+def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(images):
+    learn, sampler = make(images)  # four steps an epoch: a miscounted epoch would end it early
+    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
+    lrs, losses = range_test(learn, [sampler], num_it=40)
+    assert len(learn.recorder.lrs) == 40 and len(lrs) == len(losses) <= 40
+    assert lrs[0] == pytest.approx(1e-7) and learn.recorder.lrs[-1] > 5
+    assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_the_suggestion_is_read_off_where_the_loss_falls_and_where_it_is_lowest():
+    lrs = np.logspace(-7, 1, 81)
+    losses = np.interp(np.log10(lrs), [-7, -4, -2, -1, 1], [0.7, 0.7, 0.3, 0.6, 9])
+    lr_min, lr_max = suggest(lrs, losses)
+    assert lr_max == pytest.approx(1e-3)
+    assert 1e-4 <= lr_min <= 4e-4
+
+
+def test_a_loss_that_is_not_finite_stops_with_fold_epoch_and_step(images):
+    learn, sampler = make(images)
+    with torch.no_grad():
+        next(iter(learn.model.parameters())).fill_(float('nan'))
+    with pytest.raises(Stop, match='nan in fold 3, epoch 1, step 1; try a smaller --lr_max'):
+        learn.fit_one_cycle(1, 1e-3, cbs=[sampler, StopOnNaN(3)])

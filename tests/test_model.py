@@ -1,0 +1,82 @@
+"""A timm model with one Linear layer; its statistics; weights that fit or are refused."""
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+from torch import nn
+
+from lib import model
+from lib.cli import Stop
+
+ARCH = 'test_resnet'
+
+
+def body(net) -> dict:
+    return {k: v for k, v in net.state_dict().items() if not k.startswith('fc.')}
+
+
+def test_one_linear_layer_sits_on_the_pooled_features():
+    net = model.create('efficientnet_b0', 64).eval()
+    assert isinstance(net.classifier, nn.Linear) and net.classifier.out_features == 1
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        pooled = net.forward_features(x).mean((2, 3))
+        assert torch.allclose(net(x), net.classifier(pooled), atol=1e-5)
+
+
+def test_statistics_are_the_models_own_pretrained_or_not():
+    assert model.about('tf_efficientnet_lite0')['mean'] == [0.5, 0.5, 0.5]
+    about = model.about('efficientnet_b5')
+    assert about['mean'] == [0.485, 0.456, 0.406] and about['std'] == [0.229, 0.224, 0.225]
+    assert about['tag'] == 'sw_in12k_ft_in1k'
+    assert model.about('efficientnet_b5.sw_in12k')['tag'] == 'sw_in12k'
+
+
+def test_an_unknown_architecture_is_refused_with_near_names():
+    with pytest.raises(Stop, match='efficientnet_b5'):
+        model.about('eficientnet_b5')
+    with pytest.raises(Stop, match='nope'):
+        model.about('efficientnet_b5.nope')
+
+
+def test_local_weights_fill_the_body_and_leave_the_head_new(tmp_path):
+    other = timm.create_model(ARCH)  # a thousand classes, as the files on the hub
+    safetensors.torch.save_file(other.state_dict(), tmp_path / 'w.safetensors')
+    net = model.create(ARCH, 64, weights=tmp_path / 'w.safetensors')
+    assert net.fc.out_features == 1
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in body(net).items())
+
+
+def test_weights_of_another_architecture_are_refused_with_the_names(shared):
+    path = shared / 'weights' / 'tf_efficientnet_lite0.safetensors'
+    model.create('tf_efficientnet_lite0', 64, weights=path)
+    with pytest.raises(Stop, match=r'(?s)64 of 358 tensors.*se\.conv'):
+        model.create('efficientnet_b0', 64, weights=path)  # timm itself would take it
+
+
+def test_a_file_that_is_no_safetensors_is_refused_unread(tmp_path):
+    torch.save({'fc.weight': torch.zeros(1)}, tmp_path / 'w.pth')
+    with pytest.raises(Stop, match='no safetensors file'):
+        model.create(ARCH, 64, weights=tmp_path / 'w.pth')
+    with pytest.raises(Stop, match='there is no file'):
+        model.create(ARCH, 64, weights=tmp_path / 'absent')
+
+
+def test_without_a_hub_the_error_names_both_ways_out():
+    with pytest.raises(Stop, match=r'--weights FILE.*--nopretrained'):
+        model.create('resnet18', 64, pretrained=True)  # conftest keeps the hub out of reach
+
+
+def test_what_is_saved_is_loaded_and_nothing_else(tmp_path):
+    net = model.create(ARCH, 64).to(memory_format=torch.channels_last)
+    model.save(net, tmp_path / 'model.safetensors')
+    again = model.load(ARCH, 64, tmp_path / 'model.safetensors')
+    assert all(torch.equal(v, net.state_dict()[k]) for k, v in again.state_dict().items())
+    with pytest.raises(Stop, match='does not hold the weights of resnet18'):
+        model.load('resnet18', 64, tmp_path / 'model.safetensors')
+
+
+def test_a_transformer_takes_the_size_that_is_asked_for():
+    net = model.create('test_vit', 96)
+    assert net(torch.zeros(1, 3, 96, 96)).shape == (1, 1)

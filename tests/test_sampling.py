@@ -1,0 +1,64 @@
+"""Every melanoma each epoch, and no benign image twice before all have come."""
+
+import numpy as np
+import pytest
+from fastai.vision.all import Datasets, TfmdDL
+
+from lib.sampling import Downsample, draw, monitored
+
+TARGETS = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])  # 2 melanomas, 10 benign
+
+
+def loader(workers=0) -> TfmdDL:
+    return TfmdDL(
+        Datasets(range(len(TARGETS)), [[lambda i: i]]), bs=5, shuffle=True, num_workers=workers
+    )
+
+
+def rows(dl: TfmdDL) -> list[int]:
+    return [int(i) for (batch,) in dl for i in batch]
+
+
+@pytest.mark.parametrize(('n', 'k'), [(10, 3), (10, 7), (10, 10), (7, 5), (1000, 30), (5, 1)])
+def test_no_benign_image_comes_twice_before_all_have_come_once(n, k):
+    epochs = [draw(n, k, seed=3, epoch=e) for e in range(3 * n // k + 2)]
+    assert all(len(set(e)) == k for e in epochs)
+    row = np.concatenate(epochs)
+    for cycle in range(len(row) // n):
+        assert set(row[cycle * n : (cycle + 1) * n]) == set(range(n))
+
+
+def test_the_draw_depends_on_seed_and_epoch_alone():
+    first = [draw(50, 20, 0, e).tolist() for e in range(6)]
+    assert draw(50, 20, 0, 5).tolist() == first[5]  # after a restart: nothing before is needed
+    assert first[0] != first[1] and first != [draw(50, 20, 1, e).tolist() for e in range(6)]
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_an_epoch_is_all_melanomas_and_as_many_benign_with_workers_and_without(workers):
+    dl = loader(workers)
+    sampler = Downsample(dl, TARGETS, neg_ratio=1, seed=0)
+    seen = []
+    for epoch in range(5):
+        sampler.set_epoch(dl, epoch)
+        got = rows(dl)
+        assert got == sampler.indexes(epoch)
+        assert sorted(i for i in got if TARGETS[i]) == [0, 10] and len(got) == len(dl.items) // 3
+        seen += [i for i in got if not TARGETS[i]]
+    assert sorted(seen) == np.flatnonzero(TARGETS == 0).tolist()
+
+
+@pytest.mark.parametrize(('ratio', 'n'), [(1, 4), (2, 6), (0.5, 3), (99, 12), (0, 12)])
+def test_the_ratio_is_of_benign_images_and_0_takes_all(ratio, n):
+    dl = loader()
+    Downsample(dl, TARGETS, ratio, seed=0)
+    assert len(rows(dl)) == n == dl.n
+    assert len(dl) == -(-n // 5)  # the length that lr_find reckons with, before any epoch
+
+
+def test_monitoring_takes_all_melanomas_and_the_same_benign_images_each_time():
+    watched = monitored(TARGETS, 6, seed=0)
+    assert len(watched) == 6 and TARGETS[watched].sum() == 2
+    assert (watched == monitored(TARGETS, 6, seed=0)).all()
+    assert monitored(TARGETS, 99, seed=0).tolist() == list(range(12))
+    assert TARGETS[monitored(TARGETS, 1, seed=0)].tolist().count(0) == 1  # an AUC needs both

@@ -1,0 +1,101 @@
+"""Folds that do not leak, by patient, lesion and known duplicate."""
+
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import splits
+from lib.cli import Stop
+
+
+def random_table(seed=0, n=2000) -> pd.DataFrame:
+    """Two sources, patients of 1 to 60 images, 5 % melanomas, a third without a patient."""
+    rng = np.random.default_rng(seed)
+    patient = np.array([f'P{p}' for p in (rng.pareto(1.5, n) * 30).astype(int)], dtype=object)
+    table = pd.DataFrame(
+        {
+            'image_name': [f'I{i}' for i in range(n)],
+            'patient_id': np.where(rng.random(n) < 0.33, np.nan, patient),
+            'source': rng.choice(['a', 'b'], n, p=[0.8, 0.2]),
+            'target': (rng.random(n) < 0.05).astype(float),
+        }
+    )
+    return table.assign(group=splits.groups(table))
+
+
+def test_a_group_is_the_patient_else_the_lesion_else_the_image():
+    table = pd.DataFrame(
+        {
+            'image_name': ['a', 'b', 'c'],
+            'patient_id': ['p', None, None],
+            'lesion_id': ['l', 'l', None],
+        }
+    )
+    assert splits.groups(table).tolist() == ['p', 'l', 'c']
+
+
+def test_duplicates_join_their_groups_over_chains_and_over_images_that_are_not_there():
+    table = pd.DataFrame(
+        {'image_name': list('abcdef'), 'patient_id': ['p', 'q', 'r', 's', 't', 'p']}
+    )
+    pairs = pd.DataFrame({'one': ['a', 'b', 'x', 'x'], 'two': ['b', 'c', 'd', 'e']})
+    assert splits.groups(table, pairs).tolist() == ['p', 'p', 'p', 's', 's', 'p']
+
+
+def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
+    table = random_table()
+    fold = pd.Series(splits.assign(table, 5, seed=0))
+    assert splits.leaks(table.group, fold) == []
+    assert set(fold) == set(range(5))
+    counts = table.groupby(['source', fold]).target.sum().unstack()
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 4).all(), counts
+
+
+def test_the_seed_decides_and_the_order_of_rows_does_not():
+    table = random_table()
+    fold = splits.assign(table, 5, seed=0)
+    assert (fold == splits.assign(table, 5, seed=0)).all()
+    assert (fold != splits.assign(table, 5, seed=1)).any()
+
+
+def test_a_leak_is_counted_and_named_and_rows_without_a_fold_do_not_count():
+    group = pd.Series(['a', 'a', 'b', 'b', 'c', 'c'])
+    fold = pd.Series([0, 1, 2, 2, 0, np.nan])
+    assert splits.leaks(group, fold) == ['a']
+    with pytest.raises(Stop, match='a is in folds 0, 1'):
+        splits.check(group, fold)
+    splits.check(group[2:], fold[2:])
+
+
+def test_more_folds_than_groups_with_a_melanoma_are_refused():
+    table = random_table()
+    n = table[table.target == 1].group.nunique()
+    with pytest.raises(Stop, match=f'--n_folds {n}'):
+        splits.assign(table, n + 1, seed=0)
+
+
+def test_the_leak_check_on_real_folds_of_others(shared, script):
+    tables = shared / 'data' / 'tables'
+    leaky = script(
+        'folds.py', '--check', tables / 'train_folds_leaky.csv', '--fold_column', 'kfold'
+    )
+    assert leaky.returncode == 1 and '2007 of 2008 groups' in leaky.stdout
+    good = script('folds.py', '--check', tables / 'train_cdeotte.csv', '--fold_column', 'tfrecord')
+    assert good.returncode == 0 and '0 of 2008 groups' in good.stdout
+    assert '31375 of 31809 rows' in good.stdout  # -1 marks a dropped duplicate
+
+
+def test_folds_csv_is_the_same_byte_for_byte_whatever_the_order_of_rows(demo, ok, tmp_path):
+    ok('folds.py', '--data', demo, '--home', tmp_path / 'a' / 'home', '--n_folds', 3)
+    copy = tmp_path / 'a' / 'data'
+    shutil.copytree(demo, copy)
+    rows = pd.read_csv(copy / 'train.csv', dtype=str)
+    rows.sample(frac=1, random_state=1).to_csv(copy / 'train.csv', index=False)
+    for home, data, seed in (('b', copy, 0), ('c', copy, 1)):
+        ok('folds.py', '--data', data, '--home', tmp_path / home, '--n_folds', 3, '--seed', seed)
+    tables = [pd.read_csv(tmp_path / h / 'folds.csv') for h in ('a/home', 'b', 'c')]
+    first, second, other = (t.drop(columns='path') for t in tables)
+    assert first.to_csv() == second.to_csv() != other.to_csv()
+    assert ((tmp_path / 'b' / tables[1].path[0]).resolve()).is_file()
