@@ -45,13 +45,12 @@ def main(
     if not ready:
         raise cli.Stop('there is no run to predict with')
     for run in ready:
-        config = files.read_json(run / 'config.json')
+        config = files.read_config(run)
         table['cached'] = images.cache(table, Path(home), config['size'])
         weights = [files.sha256(run / f'fold{k}' / 'model.safetensors') for k in folds]
         plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size, 'weights_sha256': weights}
-        plan['folds_sha256'] = config['folds_sha256']
-        if begin(run, plan):
-            predict_run(run, config, table, folds, n_tta, batch_size, seed, workers)
+        if begin(run, plan | {'folds_sha256': config['folds_sha256']}):
+            predict_run(run, table, folds, n_tta, batch_size, seed, workers)
         else:
             print(f'{run} is finished with these weights and flags')
         oof = pd.read_csv(run / 'oof.csv')
@@ -63,7 +62,7 @@ def main(
 
 def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
     """Whether all folds are trained; says so if not. Raises: Stop if on another folds.csv."""
-    if files.read_json(run / 'config.json').get('folds_sha256') != files.sha256(folds_path):
+    if files.read_config(run)['folds_sha256'] != files.sha256(folds_path):
         raise cli.Stop(
             f'{run} was trained on another {folds_path}, so its held-out images are not these; '
             'bring that file back, or name the other runs with --only'
@@ -85,16 +84,7 @@ def begin(run: Path, plan: dict) -> bool:
     return True
 
 
-def predict_run(
-    run: Path,
-    config: dict,
-    table,
-    folds: list[int],
-    n_tta: int,
-    batch_size: int,
-    seed: int,
-    workers,
-) -> None:
+def predict_run(run: Path, table, folds: list, n_tta: int, batch_size: int, seed: int, workers):
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
     import pandas as pd
     from fastai.vision.all import DataLoaders
@@ -105,26 +95,29 @@ def predict_run(
     from lib.loaders import loader
     from lib.predict import predict
 
-    def passes(rows, k: int, part: int):
-        """`pred` and `pred_plain` for `rows` by fold k's model: two columns."""
-        net = model.load(config['arch'], config['size'], run / f'fold{k}' / model.WEIGHTS)
-        tfms = recipe(config['mean'], config['std'], config['cutout'])
+    config = files.read_config(run)
+    tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
+
+    def passes(rows, folds: list[int], seed: tuple[int, ...], label: str):
+        """`pred` and `pred_plain` for `rows`, the mean of these folds' models: two columns."""
+        paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
+        net = model.Mean(model.load(config['arch'], config['size'], path) for path in paths)
         dl = loader(rows.cached, rows.target.fillna(0), tfms, batch_size, workers=workers)
-        label = f'{run.name} fold {k} {"test" if part else "oof"}'
-        pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, (seed, k, part), label)
+        pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
-    print(f'{run}: {len(folds)} folds, {n_tta} + 1 passes', flush=True)
-    oof_columns = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+    columns = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
     for k in folds:
-        path, rows = run / f'fold{k}' / 'tta_oof.csv', table[table.fold == k]
+        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
         if not path.exists():
-            rows = rows.astype({'fold': int, 'target': int})
-            files.write_csv(path, rows[oof_columns].join(passes(rows, k, 0)))
+            print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
+            files.write_csv(path, rows[columns].join(passes(rows, [k], (seed, k), f'fold {k}')))
     test = table[table.split == 'test']
-    if len(test):
-        mean = sum(passes(test, k, 1) for k in folds) / len(folds)
-        files.write_csv(run / 'test.csv', test[['image_name']].join(mean))
+    if len(test) and not (run / 'test.csv').exists():
+        print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
+        pred = passes(test, folds, (seed, len(folds)), 'test')
+        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
     oof = pd.concat([pd.read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])
     files.write_csv(run / 'oof.csv', oof)
 

@@ -132,12 +132,21 @@ def environment(device: str) -> dict[str, Any]:
     return {'device': device, 'python': platform.python_version(), **versions, 'commit': commit()}
 
 
+def read_config(run: Path) -> dict[str, Any]:
+    """What a run was trained with. Raises: Stop where what rebuilds its model is not there."""
+    config = read_json(run / 'config.json')
+    needed = {'arch': str, 'size': int, 'mean': list, 'std': list, 'folds_sha256': str}
+    if wrong := [key for key, kind in needed.items() if not isinstance(config.get(key), kind)]:
+        raise Stop(f'{run / "config.json"} lacks {", ".join(wrong)}, or holds another type there')
+    return config
+
+
 def unfinished(run: Path, folds: list[int]) -> str | None:
     """A sentence that names the folds that train.py has not finished, and its command; or None."""
     missing = [str(k) for k in folds if not (run / f'fold{k}' / 'oof.csv').exists()]
     if not missing:
         return None
-    command = read_json(run / 'config.json').get('command', 'python train.py with its flags')
+    command = read_config(run).get('command', 'python train.py with its flags')
     return f'{run}: fold {", ".join(missing)} still to be trained: {command}'
 
 

@@ -66,10 +66,10 @@ def _stamp(source: Path) -> int:
 
 
 def _is_fresh(source: Path, made: Path) -> bool:
-    try:
-        return made.stat().st_mtime_ns == _stamp(source)
-    except FileNotFoundError:
-        return False
+    """Whether `made` is there and of this `source`, or of one that this machine does not have."""
+    if not (made.exists() and source.exists()):
+        return made.exists()
+    return made.stat().st_mtime_ns == _stamp(source)
 
 
 def _is_ready(source: Path, size: int) -> bool:
@@ -87,15 +87,13 @@ def _make(job: tuple[Path, Path], size: int) -> str | None:
     source, made = job
     try:
         stamp = _stamp(source)
-        if _is_ready(source, size):
-            with atomic(made) as temporary:
-                shutil.copyfile(source, temporary)
-                os.utime(temporary, ns=(stamp, stamp))
-            return None
-        image = square(source, size)
+        image = None if _is_ready(source, size) else square(source, size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        return f'{source}: {e}'
+        return f'{source}: {getattr(e, "strerror", None) or e}'
     with atomic(made) as temporary:
-        image.save(temporary, quality=95)
+        if image is None:
+            shutil.copyfile(source, temporary)
+        else:
+            image.save(temporary, quality=95)
         os.utime(temporary, ns=(stamp, stamp))
     return None

@@ -1,6 +1,7 @@
 """A timm model with one Linear layer on its pooled features; weights in and out."""
 
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -109,3 +110,16 @@ def load(arch: str, size: int, path: Path) -> nn.Module:
     except RuntimeError as e:
         raise Stop(f'{path} does not hold the weights of {arch} ({str(e).splitlines()[0]})') from e
     return model
+
+
+class Mean(nn.Module):
+    """Several models as one: the logit of the mean of their probabilities, (B, 1)."""
+
+    def __init__(self, models: Iterable[nn.Module]):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`x`: (B, 3, H, W) float, normalized, read and augmented once for all models."""
+        probabilities = [model(x).float().sigmoid() for model in self.models]
+        return torch.stack(probabilities).mean(0).logit()
