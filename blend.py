@@ -29,21 +29,34 @@ def main(*, home: str = '.', only: str | None = None) -> None:
     folds = sorted(labelled.fold.astype(int).unique())
     oofs, tests = {}, {}
     for run in runs:
-        for name in ('oof.csv', 'test.csv'):
-            if not (run / name).exists():
-                make = f'python infer.py --home {home} --only {run.name}'
-                raise cli.Stop(files.unfinished(run, folds) or f'{run} has no {name}; {make}')
+        check_inferred(run, folds, home)
         oofs[run.name] = blending.aligned(run / 'oof.csv', labelled, ('target', 'fold'))
         tests[run.name] = blending.aligned(run / 'test.csv', test)
 
     labelled['blend'] = blending.mean(oofs)
     print('pooled out-of-fold AUC [95 % interval over patients or lesions]')
-    for name, pred in oofs.items():
-        print(f'{name}: {score.describe(labelled.assign(pred=pred), "pred")}')
+    width = max(map(len, ['blend', *oofs]))
+    for name, pred in (*oofs.items(), ('blend', labelled.blend)):
+        print(f'{name:<{width}}  {score.describe(labelled.assign(pred=pred), "pred")}')
     print(score.table(labelled, ['blend']))
     submission = test[['image_name']].assign(target=blending.mean(tests))
     files.write_csv(Path(home, 'submission.csv'), submission)
     print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the mean of {len(runs)} runs')
+
+
+def check_inferred(run: Path, folds: list[int], home: str) -> None:
+    """Raises: Stop with the command to type where infer.py has not seen the run's weights."""
+    if files.unfinished(run, folds):
+        raise cli.Stop(files.to_train(run, folds))
+    made = [run / 'infer.json', run / 'oof.csv', run / 'test.csv']
+    missing = [path.name for path in made if not path.exists()]
+    if not missing:
+        plan = files.read_json(run / 'infer.json')
+        if plan.get('weights_sha256') == files.weight_hashes(run, folds):
+            print(f'{run}: mean of {plan.get("n_tta")} TTA passes')
+            return
+    why = f'has no {", ".join(missing)}' if missing else 'was trained again since infer.py ran'
+    raise cli.Stop(f'{run} {why}: python infer.py --home {home} --only {run.name}')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ python folds.py --check FILE      # does a table of folds, anybody's, leak?
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from lib import cli
@@ -17,7 +18,7 @@ def main(
     home: str = '.',
     n_folds: int = 5,
     seed: int = 0,
-    external: str = 'isic2019,isic2017,ham10000',
+    external: str | None = None,
     check: str | None = None,
     fold_column: str = 'fold',
     demo: bool = False,
@@ -29,21 +30,25 @@ def main(
         home: folder that folds.csv is written to.
         n_folds: number of folds.
         seed: the same seed gives the same folds, byte for byte.
-        external: sets under DATA/external to add, in this order: an image that two sets share
-            counts once, for the first. By default those that are there; 'none' for none.
+        external: sets under DATA/external to add, such as isic2019,isic2017: an image that two
+            sets share counts once, for the first. By default all that are there; 'none' for none.
         check: a CSV with folds, anybody's: count the groups that are in two folds, make nothing.
         fold_column: the column of --check's file that holds the fold; a negative fold is none.
         demo: make synthetic images, which are not medical data, and their home in data/demo.
     """
     from lib.splits import assign, groups
     from lib.splits import check as check_folds
-    from lib.tables import COLUMNS, DUPLICATES, EXTERNAL, read_all, read_csv
+    from lib.tables import COLUMNS, EXTERNAL, read_all, read_duplicates
 
     if check is not None:
-        return check_file(Path(check), fold_column, Path(data) / DUPLICATES)
+        return check_file(Path(check), fold_column, read_duplicates(Path(data)))
     cli.at_least(2, n_folds=n_folds)
     cli.at_least(0, seed=seed)
+    if seed >= 2**32:
+        raise cli.Stop(f'--seed must be below {2**32}, not {seed}')
     if demo:
+        if (data, home) != ('data', '.'):
+            raise cli.Stop('--demo has a place of its own, data/demo; leave --data and --home out')
         from lib.demo import make
 
         data = home = make(Path('data/demo'))
@@ -59,34 +64,33 @@ def main(
     for source in sources:
         print(f'{source}: {dropped.get(source, 0)} images dropped that a set before it has')
 
-    pairs = None
-    if (data / DUPLICATES).exists():
-        pairs = read_csv(data / DUPLICATES, ['image_name_1', 'image_name_2'])
-        pairs = pairs[['image_name_1', 'image_name_2']]
+    pairs = read_duplicates(data)
+    if pairs is not None:
         print(f'{len(pairs)} known pairs of duplicates keep their groups together')
     table['group'] = groups(table, pairs)
     labelled = table.split == 'train'
     table.loc[labelled, 'fold'] = assign(table[labelled], n_folds, seed)
     check_folds(table.group[labelled], table.fold[labelled])
-    table['path'] = [Path(os.path.relpath(p, home)).as_posix() for p in table.path]
+    base = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
+    table['path'] = [
+        Path(os.path.relpath(os.path.realpath(p), base)).as_posix() for p in table.path
+    ]
     write(table[COLUMNS], home)
     print_folds(table[labelled])
     n_test = int((~labelled).sum())
     print(f'{home / "folds.csv"}: {int(labelled.sum())} labelled images, {n_test} to predict')
 
 
-def chosen(external: str, folder: Path, known: dict) -> list[str]:
-    """The names in --external, in order; of the default, those whose folder exists."""
-    if external == 'none':
-        return []
-    names = [name.strip() for name in external.split(',')]
+def chosen(external: str | None, folder: Path, known: Iterable[str]) -> list[str]:
+    """The names in --external, in order; by default those in `known` whose folder exists."""
+    if external is None:
+        return [name for name in known if (folder / name).is_dir()]
+    names = [] if external == 'none' else [name.strip() for name in external.split(',')]
     if unknown := [name for name in names if name not in known]:
         raise cli.Stop(f'--external knows {", ".join(known)} and none, not {", ".join(unknown)}')
-    there = [name for name in names if (folder / name).is_dir()]
-    if there != names and external != main.__kwdefaults__['external']:
-        absent = [name for name in names if name not in there]
+    if absent := [name for name in names if not (folder / name).is_dir()]:
         raise cli.Stop(f'--external {external}: there is no {folder / absent[0]}')
-    return there
+    return names
 
 
 def write(table, home: Path) -> None:
@@ -98,8 +102,8 @@ def write(table, home: Path) -> None:
     text = table.astype(integers).to_csv(index=False, lineterminator='\n')
     if (
         path.exists()
-        and path.read_text(encoding='utf-8') != text
-        and any(home.glob('runs/*/fold*'))
+        and path.read_bytes() != text.encode()
+        and any(home.glob('runs/*/config.json'))
     ):
         raise cli.Stop(
             f'{path} would change, and the runs under {home / "runs"} were trained on it as it is: '
@@ -120,7 +124,7 @@ def print_folds(table) -> None:
     print(rows.to_string(index=False, formatters={'rate': '{:.2%}'.format}))
 
 
-def check_file(path: Path, fold_column: str, duplicates: Path) -> None:
+def check_file(path: Path, fold_column: str, duplicates) -> None:
     """Print how many groups of any table lie in more than one fold. Raises: Stop if one does."""
     import pandas as pd
 
@@ -128,22 +132,26 @@ def check_file(path: Path, fold_column: str, duplicates: Path) -> None:
     from lib.tables import read_csv
 
     table = read_csv(path, [fold_column])
-    table = table.rename(columns={'image': 'image_name', 'image_id': 'image_name'})
+    name = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
     by = next((c for c in ('group', 'patient_id', 'lesion_id') if c in table), None)
-    if by is None or 'image_name' not in table:
+    if by is None or name is None:
         raise cli.Stop(f'{path} needs image_name, and one of group, patient_id, lesion_id')
-    group = table.group if by == 'group' else groups(table)
-    fold = table[fold_column].where(~(pd.to_numeric(table[fold_column], errors='coerce') < 0))
+    table['image_name'] = table[name]
+    group = table.group.fillna(table.image_name) if by == 'group' else groups(table)
+    number = pd.to_numeric(table[fold_column], errors='coerce')
+    fold = number.where(number >= 0) if number.notna().any() else table[fold_column]
     used = fold.notna()
+    if not used.any():
+        raise cli.Stop(f'{path}: no row has a fold in {fold_column}')
     print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
     leaking = leaks(group, fold)
     n = group[used].nunique()
     print(f'{len(leaking)} of {n} groups (by {by}) are in more than one of {fold.nunique()} folds')
     split = []
-    if duplicates.exists():
+    if duplicates is not None:
         of = dict(zip(table.image_name[used], fold[used], strict=True))
-        pairs = read_csv(duplicates).iloc[:, :2].itertuples(index=False)
-        split = [(a, b) for a, b in pairs if of.get(a) != of.get(b) and a in of and b in of]
+        pairs = duplicates.itertuples(index=False)
+        split = [(a, b) for a, b in pairs if a in of and b in of and of[a] != of[b]]
         print(f'{len(split)} known pairs of duplicates are in different folds')
     if leaking or split:
         first = leaking[0] if leaking else ' and '.join(split[0])

@@ -46,10 +46,11 @@ def main(
         raise cli.Stop('there is no run to predict with')
     for run in ready:
         config = files.read_config(run)
-        table['cached'] = images.cache(table, Path(home), config['size'])
-        weights = [files.sha256(run / f'fold{k}' / 'model.safetensors') for k in folds]
-        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size, 'weights_sha256': weights}
-        if begin(run, plan | {'folds_sha256': config['folds_sha256']}):
+        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
+        plan['weights_sha256'] = files.weight_hashes(run, folds)
+        plan['folds_sha256'] = config['folds_sha256']
+        if begin(run, plan):
+            table['cached'] = images.cache(table, Path(home), config['size'])
             predict_run(run, table, folds, n_tta, batch_size, seed, workers)
         else:
             print(f'{run} is finished with these weights and flags')
@@ -67,9 +68,10 @@ def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
             f'{run} was trained on another {folds_path}, so its held-out images are not these; '
             'bring that file back, or name the other runs with --only'
         )
-    if sentence := files.unfinished(run, folds):
-        print(f'passed over: {sentence}')
-    return sentence is None
+    missing = files.unfinished(run, folds)
+    if missing:
+        print(f'passed over {files.to_train(run, folds)}')
+    return not missing
 
 
 def begin(run: Path, plan: dict) -> bool:
@@ -94,6 +96,7 @@ def predict_run(run: Path, table, folds: list, n_tta: int, batch_size: int, seed
     from lib.learner import learner
     from lib.loaders import loader
     from lib.predict import predict
+    from lib.tables import OOF_COLUMNS, read_csv
 
     config = files.read_config(run)
     tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
@@ -106,19 +109,18 @@ def predict_run(run: Path, table, folds: list, n_tta: int, batch_size: int, seed
         pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
-    columns = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
     for k in folds:
         path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
         if not path.exists():
             print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
-            files.write_csv(path, rows[columns].join(passes(rows, [k], (seed, k), f'fold {k}')))
-    test = table[table.split == 'test']
-    if len(test) and not (run / 'test.csv').exists():
+            files.write_csv(path, rows[OOF_COLUMNS].join(passes(rows, [k], (seed, k), f'fold {k}')))
+    if not (run / 'test.csv').exists():
+        test = table[table.split == 'test']
         print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
         pred = passes(test, folds, (seed, len(folds)), 'test')
         files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
-    oof = pd.concat([pd.read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])
+    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
     files.write_csv(run / 'oof.csv', oof)
 
 

@@ -5,8 +5,6 @@ python train.py --arch resnet18 --size 224    # a quick baseline
 python train.py --lr_find                     # the range test; trains nothing
 """
 
-import shlex
-import sys
 import time
 from pathlib import Path
 
@@ -46,14 +44,14 @@ def main(
         size: side of the square images, in pixels.
         cutout: erase a random rectangle of half of the training images.
         epochs: passes over the melanomas.
-        batch_size: images a step; 8 of 512 pixels through efficientnet_b5 need about 12 GB.
+        batch_size: images a step; the fewer, the less memory.
         lr_min: learning rate at the start and the end of one-cycle.
         lr_max: learning rate at its peak, after a quarter of the steps.
         wd: AdamW's weight decay.
         neg_ratio: benign images an epoch for each melanoma, others each epoch; 0 takes all.
         seed: of everything drawn at random; another seed trains a twin.
         fold: train this fold only, so that folds can be spread over machines.
-        lr_find: only suggest --lr_min and --lr_max by a range test on fold 0, and draw it.
+        lr_find: only suggest --lr_min and --lr_max by a range test on the first fold, and draw it.
         workers: processes that read images; by default one a core beside a GPU, else none.
     """
     flags = {k: v for k, v in locals().items() if k in DEFAULTS}
@@ -65,36 +63,45 @@ def main(
     if weights is not None and not pretrained:
         raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
 
+    if name:
+        files.run_folder(Path(home), name)  # refused now, if it is no folder name
+
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
     from lib import images, model, splits, tables
 
     table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
     table = tables.read_folds(table_path)
-    table = (
-        table[table.split == 'train'].astype({'fold': int, 'target': int}).reset_index(drop=True)
-    )
+    table = table[table.split == 'train'].reset_index(drop=True)
+    table = table.astype({'fold': int, 'target': int})
     splits.check(table.group, table.fold)
-    folds = sorted(table.fold.unique())
+    splits.check_classes(table.target, table.fold)
+    folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:
         raise cli.Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
 
     config = flags | model.about(arch) | {'folds_sha256': files.sha256(table_path)}
-    model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
     if start:
         config |= {'weights': start.name, 'weights_sha256': files.sha256(start)}
-    run = Path(home, 'runs', name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS))
+    name = name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS)
+    run = files.run_folder(Path(home), name)
+    todo = files.unfinished(run, folds if fold is None else [fold])
+    if todo or lr_find:
+        model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
     if not lr_find:
-        files.claim_run(run, config | {'command': command()}, DEFAULTS)
-    table['cached'] = images.cache(table, Path(home), size)
+        typed = flags | {'home': home, 'name': name}
+        config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
+        files.claim_run(run, config, DEFAULTS)
+    if todo or lr_find:
+        table['cached'] = images.cache(table, Path(home), size)
+    if lr_find:
+        return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, workers)
 
-    for k in folds if fold is None else [fold]:
-        if lr_find:
-            return find_rates(run / f'fold{k}', k, table, config, start, workers)
-        if (run / f'fold{k}' / 'oof.csv').exists():
-            print(f'{run}: fold {k} is finished')
-        else:
-            train_fold(run / f'fold{k}', k, table, config, start, workers)
-    summarize(run, folds)
+    for k in todo:
+        train_fold(run / f'fold{k}', k, table, config, start, workers)
+    if files.unfinished(run, folds):
+        print(files.to_train(run, folds))
+    else:
+        summarize(run, folds)
 
 
 PLACES = ('home', 'name', 'fold', 'lr_find', 'workers')  # flags that change no result
@@ -126,6 +133,7 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     from lib.learner import History, StopOnNaN, precision
     from lib.loaders import loader
     from lib.predict import predict
+    from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
     learn, cbs = prepare(fold, table, config, start, workers)
@@ -138,11 +146,10 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     oof = table[table.fold == fold]
     tfms = list(learn.dls.valid.after_batch.fs)
     dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
-    oof = oof[['image_name', 'patient_id', 'group', 'source', 'fold', 'target']]
-    oof = oof.assign(pred_plain=predict(learn, dl, label='score')[1])
+    oof = oof[OOF_COLUMNS].assign(pred_plain=predict(learn, dl, label='score')[1])
     about = files.environment(str(dl.device)) | {'precision': precision(dl.device)}
     seconds = round(time.perf_counter() - clock, 1)
-    files.write_json(folder / 'run.json', about | {'command': command(), 'seconds': seconds})
+    files.write_json(folder / 'run.json', about | {'seconds': seconds})
     files.write_csv(folder / 'oof.csv', oof)  # its existence means finished
 
 
@@ -159,23 +166,14 @@ def find_rates(folder: Path, fold: int, table, config: dict, start, workers) -> 
 
 
 def summarize(run: Path, folds: list[int]) -> None:
-    """Print the pooled OOF AUC, when all folds are there."""
+    """Print the pooled OOF AUC."""
     import pandas as pd
 
     from lib import score
 
-    paths = [run / f'fold{k}' / 'oof.csv' for k in folds]
-    if missing := [str(k) for k, path in zip(folds, paths, strict=True) if not path.exists()]:
-        print(f'{run}: fold {", ".join(missing)} still to be trained')
-    else:
-        oof = pd.concat([pd.read_csv(path) for path in paths], ignore_index=True)
-        print(f'{run}: pooled out-of-fold AUC [95 % interval over patients or lesions]')
-        print(score.table(oof, ['pred_plain']))
-
-
-def command() -> str:
-    """What was typed, to type it again."""
-    return shlex.join(['python', *sys.argv])
+    oof = pd.concat([pd.read_csv(run / f'fold{k}' / 'oof.csv') for k in folds], ignore_index=True)
+    print(f'{run} is trained. Pooled out-of-fold AUC [95 % interval over patients or lesions]:')
+    print(score.table(oof, ['pred_plain']))
 
 
 if __name__ == '__main__':

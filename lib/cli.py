@@ -4,6 +4,7 @@ import difflib
 import functools
 import inspect
 import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -22,8 +23,19 @@ class Stop(Exception):
 def at_least(low: float, **flags: float) -> None:
     """Raises: Stop that names the first of `flags` below `low`, or not a number."""
     for name, value in flags.items():
-        if not value >= low:
+        if not low <= value < float('inf'):
             raise Stop(f'--{name} must be {low} or more, not {value}')
+
+
+def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """What to type to call `script` with `flags`: those that differ from `defaults`."""
+    words = ['python', script]
+    for flag, value in flags.items():
+        if isinstance(value, bool) and value != defaults[flag]:
+            words.append(f'--{flag}' if value else f'--no{flag}')
+        elif value != defaults[flag]:
+            words += [f'--{flag}', str(value)]
+    return shlex.join(words)
 
 
 def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
@@ -33,6 +45,7 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest.
     """
     args = list(sys.argv[1:] if args is None else args)
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
     # fastai and kornia script functions, which torch deprecates: nothing a user can act on
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     if {'--help', '-h'} & set(args):
@@ -51,6 +64,10 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
         if e.filename is None and e.errno is None:
             raise  # not about a file: a bug, and a traceback says more than a sentence
         raise SystemExit(f'error: {e.strerror}: {e.filename or "while writing"}') from None
+    except RuntimeError as e:
+        if type(e).__name__ != 'OutOfMemoryError':  # torch's, which is not imported here
+            raise
+        raise SystemExit('error: the GPU is out of memory; try a smaller --batch_size') from None
     except KeyboardInterrupt:
         raise SystemExit('stopped; what is finished is kept, the same command goes on') from None
 
@@ -93,7 +110,7 @@ def _kind(annotation: Any) -> type:
 
 def _check_names(kinds: dict[str, type], args: Sequence[str]) -> None:
     known = [*kinds, *(f'no{name}' for name, kind in kinds.items() if kind is bool)]
-    takes_value = False
+    takes_value, seen = False, set()
     for arg in args:
         flag = re.fullmatch(r'--?([A-Za-z][\w-]*)(=.*)?', arg, re.DOTALL)
         if flag is None:
@@ -108,6 +125,11 @@ def _check_names(kinds: dict[str, type], args: Sequence[str]) -> None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f'; did you mean --{near[0]}?' if near else '.'
             raise Stop(f'there is no flag {arg.split("=")[0]}{hint} See --help')
+        if name in seen:
+            raise Stop(f'--{name} is given twice')
+        if name not in kinds and flag[2]:
+            raise Stop(f'--{name} takes no value')
+        seen.add(name)
         takes_value = flag[2] is None and name in kinds
 
 

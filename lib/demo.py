@@ -24,12 +24,13 @@ SITES = ['torso', 'lower extremity', 'upper extremity', 'head/neck']
 def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Path:
     """Write train.csv, test.csv, sample_submission.csv and jpeg/ under `home`, which is returned.
 
-    Raises: Stop where `home` holds other data.
+    What is there already is kept. Raises: Stop where `home` holds other data.
     """
-    if (home / 'train.csv').exists() and not (home / 'SYNTHETIC.txt').exists():
+    label = home / 'SYNTHETIC.txt'
+    if label.exists():
+        return home
+    if (home / 'train.csv').exists():
         raise Stop(f'{home} holds data that --demo did not make; move it away first')
-    note = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
-    files.write_text(home / 'SYNTHETIC.txt', note)
     rng = np.random.default_rng(seed)
     for split, n, first in (('train', n_train, 0), ('test', n_test, n_train)):
         rows = _rows(rng, n, first, split)
@@ -44,6 +45,9 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
             files.write_csv(home / 'sample_submission.csv', submission)
             rows = rows.drop(columns=['target', 'diagnosis', 'benign_malignant'])
         files.write_csv(home / f'{split}.csv', rows)
+    # last: it says that all is there
+    text = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
+    files.write_text(label, text)
     return home
 
 

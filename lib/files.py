@@ -80,7 +80,14 @@ def run_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
         if value != defaults[flag]:
             word = flag if value is True else f'no{flag}' if value is False else f'{flag}-{value}'
             words.append(re.sub(r'[^\w.+-]', '', word.removeprefix('arch-')))
-    return '_'.join(words) or flags['arch']
+    return '_'.join(words).lstrip('.') or flags['arch']
+
+
+def run_folder(home: Path, name: str) -> Path:
+    """HOME/runs/NAME. Raises: Stop where `name` would lead elsewhere, or into hidden files."""
+    if not re.fullmatch(r'[\w+-][\w.+-]*', name):
+        raise Stop(f'--name {name!r} is no folder name: letters, digits, and . _ + - inside it')
+    return home / 'runs' / name
 
 
 def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -110,8 +117,7 @@ def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
 def runs(home: Path, only: str | None = None) -> list[Path]:
     """The folders of the trained runs under `home`, by name; `only`: names with commas between.
 
-    A blend's folder (without weights of its own) and one without config.json are passed over.
-    Raises: Stop where there is none, or none of a name in `only`.
+    A folder without config.json is no run. Raises: Stop where there is none of these.
     """
     found = {p.parent.name: p.parent for p in sorted(home.glob('runs/*/config.json'))}
     if only is not None:
@@ -141,13 +147,21 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def unfinished(run: Path, folds: list[int]) -> str | None:
-    """A sentence that names the folds that train.py has not finished, and its command; or None."""
-    missing = [str(k) for k in folds if not (run / f'fold{k}' / 'oof.csv').exists()]
-    if not missing:
-        return None
+def unfinished(run: Path, folds: list[int]) -> list[int]:
+    """The folds that train.py has not finished."""
+    return [k for k in folds if not (run / f'fold{k}' / 'oof.csv').exists()]
+
+
+def to_train(run: Path, folds: list[int]) -> str:
+    """A sentence that names the unfinished folds and the command that trains them."""
+    missing = ', '.join(map(str, unfinished(run, folds)))
     command = read_config(run).get('command', 'python train.py with its flags')
-    return f'{run}: fold {", ".join(missing)} still to be trained: {command}'
+    return f'{run}: fold {missing} still to be trained: {command}'
+
+
+def weight_hashes(run: Path, folds: list[int]) -> list[str]:
+    """The SHA-256 of each fold's weights."""
+    return [sha256(run / f'fold{k}' / 'model.safetensors') for k in folds]
 
 
 def commit() -> str | None:

@@ -35,7 +35,7 @@ def cache(table: pd.DataFrame, home: Path, size: int) -> list[Path]:
         errors = list(map(make, jobs))
     else:
         # spawn: a fork of a process in which torch has threads can hang
-        with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context('spawn')) as pool:
+        with ProcessPoolExecutor(n_cores(), mp_context=get_context('spawn')) as pool:
             results = pool.map(make, jobs, chunksize=16)
             errors = list(tqdm(results, total=len(jobs), unit=' images', disable=None))
     if errors := [error for error in errors if error]:
@@ -59,8 +59,16 @@ def square(path: Path, size: int) -> Image.Image:
     return square.resize((size, size), Image.Resampling.LANCZOS)
 
 
+def n_cores() -> int:
+    """How many cores this process may use, which a container or a scheduler may limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+
+
 def _stamp(source: Path) -> int:
-    """What a cached file's time is set to, in ns: it changes with its source's time and size."""
+    """What a cached file's time is set to, in ns: it changes with its source's time and size.
+
+    A copy of the cache must keep times (cp -p, rsync -t), or all is made again.
+    """
     stat = source.stat()
     return stat.st_mtime_ns + stat.st_size
 

@@ -136,10 +136,11 @@ class StopOnNaN(Callback):
 
     def after_loss(self) -> None:
         """Raises: Stop with fold, epoch and step."""
-        if self.training and not torch.isfinite(self.loss):
+        if not torch.isfinite(self.loss):
+            what = 'training' if self.training else 'scoring'
             raise Stop(
-                f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, step '
-                f'{self.iter + 1}; try a smaller --lr_max (--lr_find shows which)'
+                f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '
+                f'{what} step {self.iter + 1}; try a smaller --lr_max (--lr_find shows which)'
             )
 
 
@@ -217,8 +218,13 @@ def suggest(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
 
     The maximum is a tenth of the rate at the lowest loss; the minimum is where the loss first
     falls: below its level over the first tenth of the test by a tenth of all that it falls.
+
+    Raises: Stop where it never falls.
     """
-    lowest = int(np.argmin(losses))
+    lowest = int(np.argmin(losses)) if len(losses) else 0
+    if lowest == 0:
+        raise Stop('the loss only rises in this range test; look at the images and at --weights')
     before = np.mean(losses[: max(1, len(losses) // 10)])
     fallen = losses < before - 0.1 * (before - losses[lowest])
-    return float(lrs[min(int(np.argmax(fallen)), lowest)]), float(lrs[lowest] / 10)
+    lr_max = lrs[lowest] / 10
+    return float(min(lrs[np.argmax(fallen)], lr_max)), float(lr_max)

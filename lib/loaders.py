@@ -1,11 +1,14 @@
 """Image files and targets to fastai DataLoaders."""
 
-import os
 from collections.abc import Sequence
+from multiprocessing import get_start_method
 from pathlib import Path
 
 import torch
 from fastai.vision.all import Datasets, PILImage, TfmdDL, ToTensor, Transform, default_device
+
+from lib.cli import Stop
+from lib.images import n_cores
 
 
 def loader(
@@ -20,11 +23,14 @@ def loader(
 
     With `train` the transforms of split_idx 0 are on. No batch is dropped: an epoch's last may be
     small. `workers`: processes that read; None is one a core beside a GPU, and none on the CPU,
-    where they would only compete with the model.
+    where they would only compete with the model. Raises: Stop where it cannot have any.
     """
     device = default_device()
+    forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
-        workers = 0 if device.type == 'cpu' else os.cpu_count()
+        workers = n_cores() if forks and device.type != 'cpu' else 0
+    if workers and not forks:
+        raise Stop('--workers needs a system that forks processes; leave it out here')
     paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
 
     def image(row: int) -> PILImage:

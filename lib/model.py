@@ -77,9 +77,10 @@ def _load_body(model: nn.Module, path: Path) -> None:
     every = {**wanted, **found}
     if wrong := [k for k in every if found.get(k) != wanted.get(k)]:
         some = [f'{k} is {found.get(k, "absent")}, not {wanted.get(k, "there")}' for k in wrong[:3]]
+        more = ' ...' if len(wrong) > 3 else ''
         raise Stop(
-            f'{path} holds the weights of another architecture: {len(wrong)} of {len(every)} '
-            f'tensors do not fit. {"; ".join(some)}{" ..." if len(wrong) > 3 else ""}'
+            f'{path} holds the weights of another architecture (or of a transformer for another '
+            f'--size): {len(wrong)} of {len(every)} tensors do not fit. {"; ".join(some)}{more}'
         )
     model.load_state_dict({k: state[k] for k in found}, strict=False)
 

@@ -3,9 +3,11 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from fastai.vision.all import Callback, Learner, TfmdDL
 from tqdm import tqdm
 
+from lib.cli import Stop
 from lib.learner import seed_all
 
 
@@ -27,8 +29,10 @@ def predict(
 
     Returns: the plain mean of `n_tta` passes under the training augmentation, and the pass
     without; (n,) float in 0..1 both, and equal if `n_tta` is 0. The same `seed` and batch size
-    draw the same augmentation.
+    draw the same augmentation. Raises: Stop where a prediction is not finite.
     """
+    if not len(dl):  # a table without test images
+        return np.empty(0), np.empty(0)
     seed_all(*seed)
     bar = Bar((n_tta + 1) * len(dl), label)
     with learn.added_cbs(bar), bar.bar:
@@ -37,4 +41,6 @@ def predict(
             (mean, plain), _ = learn.tta(dl=dl, n=n_tta, beta=None)
         else:
             mean = plain = learn.get_preds(dl=dl)[0]
+    if not torch.isfinite(mean + plain).all():
+        raise Stop(f'{label}: the model predicts NaN or infinity; its weights are of no use')
     return mean.double().numpy()[:, 0], plain.double().numpy()[:, 0]

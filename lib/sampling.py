@@ -30,7 +30,7 @@ class Downsample(Callback):
     def __init__(self, dl: TfmdDL, targets: np.ndarray, neg_ratio: float, seed: int):
         targets = np.asarray(targets)
         self.positive, self.negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
-        wanted = round(neg_ratio * len(self.positive)) if neg_ratio else len(self.negative)
+        wanted = max(1, round(neg_ratio * len(self.positive))) if neg_ratio else len(self.negative)
         self.k, self.seed = min(wanted, len(self.negative)), seed
         self.set_epoch(dl, 0)
 
@@ -43,7 +43,7 @@ class Downsample(Callback):
     def set_epoch(self, dl: TfmdDL, epoch: int) -> None:
         """Have `dl` give an epoch's rows; with workers too, which are started afterwards."""
         rows = self.indexes(epoch)
-        dl.get_idxs, dl.n = lambda: rows, len(rows)
+        dl.get_idxs, dl.n = (lambda: rows), len(rows)
 
     def before_epoch(self) -> None:
         """Choose the rows of the epoch that begins."""

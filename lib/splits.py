@@ -15,23 +15,27 @@ def groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> pd.Se
     """The group of each row, as text: its patient, else its lesion, else its image.
 
     `table` has `image_name` and may have `patient_id` and `lesion_id`; `duplicates` is two columns
-    of image names. Groups that share a duplicate are one, chains of duplicates too, under the
-    first of their names; a chain may run over an image that the table does not have.
+    of image names. Groups that share a lesion or a duplicate are one, chains of them too, under
+    the first of their names; a chain may run over an image that the table does not have.
     """
     group = table.image_name.astype('str')
+    ends = []  # of the edges between groups: two series of names, end to end
     for column in ('lesion_id', 'patient_id'):
         if column in table:
             group = table[column].astype('str').fillna(group)
-    if duplicates is None:
-        return group.rename('group')
-    of_image = dict(zip(table.image_name, group, strict=True))
-    ends = [duplicates.iloc[:, side].map(lambda name: of_image.get(name, name)) for side in (0, 1)]
-    codes, names = pd.factorize(pd.concat([group, *ends], ignore_index=True), sort=True)
-    left, right = np.split(codes[len(group) :], 2)
-    edges = coo_array((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
-    _, component = connected_components(edges, directed=False)
-    first = pd.Series(np.asarray(names)).groupby(component).transform('min')
-    return pd.Series(first.to_numpy()[codes[: len(group)]], index=table.index, name='group')
+    if 'lesion_id' in table:
+        ends.append((group, table.lesion_id.astype('str').fillna(group)))
+    if duplicates is not None:
+        of_image = dict(zip(table.image_name, group, strict=True))
+        known = [duplicates.iloc[:, i].map(lambda name: of_image.get(name, name)) for i in (0, 1)]
+        ends.append(tuple(known))
+    left = pd.concat([group, *(a for a, _ in ends)], ignore_index=True)
+    right = pd.concat([group, *(b for _, b in ends)], ignore_index=True)
+    codes, names = pd.factorize(pd.concat([left, right]), sort=True)
+    edges = np.split(codes, 2)
+    graph = coo_array((np.ones(len(left)), edges), shape=(len(names), len(names)))
+    component = connected_components(graph, directed=False)[1][codes[: len(group)]]
+    return group.groupby(component).transform('min').rename('group')
 
 
 def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
@@ -67,3 +71,10 @@ def check(group: pd.Series, fold: pd.Series) -> None:
             f'{len(leaking)} of {group.nunique()} groups are in more than one fold, so a score '
             f'would be too good: {leaking[0]} is in folds {", ".join(map(str, folds))}'
         )
+
+
+def check_classes(target: pd.Series, fold: pd.Series) -> None:
+    """Raises: Stop where the folds beside one of them do not hold melanomas and benign images."""
+    for k in sorted(fold.unique()):
+        if target[fold != k].nunique() < 2:
+            raise Stop(f'without fold {int(k)} there are not both melanomas and benign images left')

@@ -14,6 +14,7 @@ COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
+OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 COMPETITION = 'competition'
 DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
@@ -156,13 +157,18 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
     main = competition(data)
     parts = [main[main.split == 'train']]
     for source in external:
-        rows = EXTERNAL[source](data / 'external' / source)
+        try:
+            rows = EXTERNAL[source](data / 'external' / source)
+        except (ValueError, pd.errors.MergeError) as e:
+            raise Stop(f'a table of {source} does not hold what its layout says: {e}') from e
         parts.append(rows.assign(split='train', source=source))
     parts = [rows.sort_values('image_name') for rows in parts] + [main[main.split == 'test']]
     table = pd.concat(parts, ignore_index=True)
     for column in ('patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site'):
         table[column] = table[column].astype('str') if column in table else None
-    table = _checked(table)
+    kept = [c for c in COLUMNS if c not in ('group', 'fold', 'width', 'height')]
+    native = [c for c in ('width', 'height') if c in table]
+    table = _checked(table[[*kept, 'lesion_id', *native]])
     ids = isic_id(table.image_name)
     # a lesion that only the dropped copy names still holds its images together
     table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
@@ -173,6 +179,13 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
     dropped = {source: int(n) for source, n in table[again].source.value_counts().items()}
     table = table[~again].reset_index(drop=True)
     return _with_native_size(table), dropped
+
+
+def read_duplicates(data: Path) -> pd.DataFrame | None:
+    """Two columns of image names, the known pairs; None where DATA does not have the file."""
+    columns = ['image_name_1', 'image_name_2']
+    path = data / DUPLICATES
+    return read_csv(path, columns)[columns] if path.exists() else None
 
 
 def read_folds(path: Path) -> pd.DataFrame:
@@ -186,10 +199,15 @@ def read_folds(path: Path) -> pd.DataFrame:
     table = read_csv(path, ['image_name', 'path', 'split', 'source', 'group', 'target', 'fold'])
     table = _checked(table.reindex(columns=COLUMNS))
     labelled = table.split == 'train'
-    table['fold'] = pd.to_numeric(table.fold, errors='coerce')
+    if not table.image_name.is_unique:
+        raise Stop(
+            f'{path}: {table.image_name[table.image_name.duplicated()].iloc[0]} stands twice'
+        )
+    table['fold'] = pd.to_numeric(table.fold, errors='coerce').where(labelled)
     folds = table.fold[labelled]
-    if not ((folds >= 0) & (folds % 1 == 0)).all():
-        name = table.image_name[labelled][~((folds >= 0) & (folds % 1 == 0))].iloc[0]
+    wrong = ~((folds >= 0) & (folds % 1 == 0))
+    if wrong.any():
+        name = table.image_name[labelled][wrong].iloc[0]
         raise Stop(f'{path}: {name} is labelled and has no fold from 0 up')
     if table.path.isna().any() or table.group[labelled].isna().any():
         raise Stop(f'{path}: every row needs a path, and every labelled row a group')
@@ -213,10 +231,11 @@ def _with_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.Data
 
 def _checked(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with its types, if every name, label and split is one. Raises: Stop."""
-    names = table.image_name.fillna('')
-    wrong = ~names.str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
-    if wrong.any():
-        raise Stop(f'{names[wrong].iloc[0]!r} is no image name: no slashes, colons, empty names')
+    for column in ('image_name', 'source'):  # both become parts of paths
+        names = table[column].astype('str').fillna('')
+        wrong = ~names.str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
+        if wrong.any():
+            raise Stop(f'{names[wrong].iloc[0]!r} is no {column}: no slashes, colons, empty ones')
     twice = table.duplicated(['source', 'image_name'])
     if twice.any():
         raise Stop(

@@ -40,7 +40,7 @@ def ok(script):
 @pytest.fixture(scope='session')
 def shared() -> Path:
     """The folder of real data beside the checkout; the test is skipped where there is none."""
-    if not (SHARED / 'data').is_dir():
+    if not ((SHARED / 'data').is_dir() and (SHARED / 'weights').is_dir()):
         pytest.skip(f'no real data at {SHARED}')
     return SHARED
 

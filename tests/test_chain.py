@@ -114,7 +114,9 @@ def test_one_fold_alone_says_which_are_missing(copy, ok, script):
     assert 'fold 0 still to be trained' in out
     assert 'passed over' in ok('infer.py', '--home', copy, '--n_tta', 2)
     blend = script('blend.py', '--home', copy)
-    assert blend.returncode == 1 and 'part: fold 0 still to be trained: python' in blend.stderr
+    assert blend.returncode == 1 and 'part: fold 0 still to be trained' in blend.stderr
+    command = blend.stderr.split('trained: python ')[1].split()
+    assert 'fold 0 epoch' in ok(*command)  # the command that is named makes what is missing
     ok('blend.py', '--home', copy, '--only', 'twin')
 
 
@@ -133,6 +135,11 @@ def test_runs_and_tables_that_do_not_fit_are_refused_by_name(copy, script):
 
     other = ['train.py', '--home', copy, *QUICK, '--size', 96, '--name', 'twin']
     assert 'size 64 (now 96)' in refusal(*other)
+    weights = copy / 'runs' / 'twin' / 'fold0' / 'model.safetensors'
+    old = weights.read_bytes()
+    weights.write_bytes((copy / 'runs' / 'twin' / 'fold1' / 'model.safetensors').read_bytes())
+    assert 'trained again' in refusal('blend.py', '--home', copy)
+    weights.write_bytes(old)
     (copy / 'runs' / 'twin' / 'test.csv').unlink()
     assert 'python infer.py' in refusal('blend.py', '--home', copy)
     table = pd.read_csv(copy / 'folds.csv')

@@ -65,6 +65,8 @@ def test_flags_arrive_with_their_types_and_strings_as_they_are(args, flags):
         (['--cutout=false'], 'no value'),
         (['--name'], 'needs a value'),
         (['--norate'], 'no flag --norate'),
+        (['--nocutout=3'], 'takes no value'),
+        (['--size', '1', '--size', '2'], 'given twice'),
         (['--', '--interactive'], 'no flag'),
     ],
 )
@@ -75,6 +77,14 @@ def test_a_wrong_flag_ends_the_program_before_main_is_called(args, says, capsys)
     assert ended.value.code == 2
     assert says in capsys.readouterr().err
     assert not calls
+
+
+def test_a_command_says_the_flags_that_differ_from_their_defaults():
+    defaults = {'size': 512, 'cutout': False, 'pretrained': True, 'name': None}
+    flags = {'size': 384, 'cutout': True, 'pretrained': False, 'name': 'a b'}
+    words = "python train.py --size 384 --cutout --nopretrained --name 'a b'"
+    assert cli.command('train.py', flags, defaults) == words
+    assert cli.command('train.py', defaults, defaults) == 'python train.py'
 
 
 def test_help_lists_every_flag_with_its_meaning_and_no_flag_that_is_refused(capsys):
@@ -120,6 +130,10 @@ def test_every_script_explains_each_of_its_flags(name, ok):
         (['train.py', '--home', 'nowhere'], 'python folds.py'),
         (['train.py', '--sizes', '3'], 'did you mean --size'),
         (['train.py', '--size', '0'], '64 or more'),
+        (['train.py', '--neg_ratio', '1e999'], '0 or more'),
+        (['train.py', '--name', '../x'], 'no folder name'),
+        (['folds.py', '--demo', '--home', 'x'], '--demo has a place'),
+        (['folds.py', '--seed', '4294967296'], 'must be below'),
         (['train.py', '--lr_min', '1', '--lr_max', '.1'], '--lr_min <= --lr_max'),
         (['infer.py', '--home', 'nowhere'], 'python train.py'),
         (['blend.py', '--home', 'nowhere'], 'python train.py'),

@@ -26,11 +26,18 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path):
         ({}, 'efficientnet_b5'),
         ({'size': 384, 'cutout': True}, 'size-384_cutout'),
         ({'arch': 'resnet18', 'pretrained': False}, 'resnet18_nopretrained'),
-        ({'arch': '../x y', 'size': 64}, '..xy_size-64'),
+        ({'arch': '../x y', 'size': 64}, 'xy_size-64'),
     ],
 )
 def test_a_runs_name_is_the_flags_that_differ_from_their_defaults(flags, name):
     assert files.run_name(DEFAULTS | flags, DEFAULTS) == name
+
+
+@pytest.mark.parametrize('name', ['', '.', '..', '../x', 'a/b', '/x', '.hidden', 'a\x00'])
+def test_a_runs_folder_is_never_outside_of_runs(name, tmp_path):
+    with pytest.raises(Stop, match='no folder name'):
+        files.run_folder(tmp_path, name)
+    assert files.run_folder(tmp_path, 'size-384_b5.v1') == tmp_path / 'runs' / 'size-384_b5.v1'
 
 
 def test_the_same_flags_go_on_and_an_absent_flag_means_its_default(tmp_path):

@@ -145,9 +145,33 @@ def test_the_suggestion_is_read_off_where_the_loss_falls_and_where_it_is_lowest(
     assert 1e-4 <= lr_min <= 4e-4
 
 
+@pytest.mark.parametrize('fall', [(-5, -4.5), (-1.2, -0.9)])
+def test_what_is_suggested_is_a_range_that_train_takes(fall):
+    lrs = np.logspace(-7, 1, 81)
+    losses = np.interp(np.log10(lrs), [-7, *fall, 1], [0.7, 0.7, 0.3, 9])
+    lr_min, lr_max = suggest(lrs, losses)
+    assert 0 < lr_min <= lr_max
+    for hopeless in (np.linspace(0.7, 9, 81), np.empty(0)):
+        with pytest.raises(Stop, match='only rises'):
+            suggest(lrs[: len(hopeless)], hopeless)
+
+
+def test_training_batches_are_augmented_and_scored_ones_are_not(images):
+    learn, _ = make(images)
+    for dl, augmented in ((learn.dls.train, True), (learn.dls.valid, False)):
+        dl.get_idxs, dl.n = (lambda: [0, 1, 2]), 3
+        (first, _), (second, _) = dl.one_batch(), dl.one_batch()
+        assert torch.equal(first, second) != augmented
+        pixels = torch.stack([torch.tensor(np.array(dl.dataset[i][0])) for i in range(3)])
+        plain = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+        assert torch.allclose(first, plain, atol=1e-6) != augmented  # Normalize, pretrained or not
+
+
 def test_a_loss_that_is_not_finite_stops_with_fold_epoch_and_step(images):
     learn, sampler = make(images)
     with torch.no_grad():
         next(iter(learn.model.parameters())).fill_(float('nan'))
-    with pytest.raises(Stop, match='nan in fold 3, epoch 1, step 1; try a smaller --lr_max'):
+    with pytest.raises(
+        Stop, match='nan in fold 3, epoch 1, training step 1; try a smaller --lr_max'
+    ):
         learn.fit_one_cycle(1, 1e-3, cbs=[sampler, StopOnNaN(3)])

@@ -30,10 +30,22 @@ def test_a_group_is_the_patient_else_the_lesion_else_the_image():
         {
             'image_name': ['a', 'b', 'c'],
             'patient_id': ['p', None, None],
-            'lesion_id': ['l', 'l', None],
+            'lesion_id': ['k', 'l', None],
         }
     )
     assert splits.groups(table).tolist() == ['p', 'l', 'c']
+
+
+def test_a_lesion_is_never_in_two_groups():
+    table = pd.DataFrame(
+        {
+            'image_name': ['a', 'b', 'c'],
+            'patient_id': ['p', None, None],
+            'lesion_id': ['l', 'l', 'm'],
+        }
+    )
+    group = splits.groups(table)
+    assert group[0] == group[1] != group[2]
 
 
 def test_duplicates_join_their_groups_over_chains_and_over_images_that_are_not_there():
@@ -53,11 +65,18 @@ def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
     assert (counts.max(axis=1) - counts.min(axis=1) <= 4).all(), counts
 
 
-def test_the_seed_decides_and_the_order_of_rows_does_not():
+def test_the_seed_decides():
     table = random_table()
     fold = splits.assign(table, 5, seed=0)
     assert (fold == splits.assign(table, 5, seed=0)).all()
     assert (fold != splits.assign(table, 5, seed=1)).any()
+
+
+def test_folds_that_leave_one_class_to_train_on_are_refused():
+    splits.check_classes(pd.Series([1, 0, 1, 0]), pd.Series([0, 0, 1, 1]))
+    for fold in ([0, 0, 0, 0], [0, 0, 1, 1]):
+        with pytest.raises(Stop, match='without fold 0'):
+            splits.check_classes(pd.Series([1, 0, 0, 0]), pd.Series(fold))
 
 
 def test_a_leak_is_counted_and_named_and_rows_without_a_fold_do_not_count():
@@ -88,14 +107,37 @@ def test_the_leak_check_on_real_folds_of_others(shared, script):
 
 
 def test_folds_csv_is_the_same_byte_for_byte_whatever_the_order_of_rows(demo, ok, tmp_path):
-    ok('folds.py', '--data', demo, '--home', tmp_path / 'a' / 'home', '--n_folds', 3)
-    copy = tmp_path / 'a' / 'data'
-    shutil.copytree(demo, copy)
+    copy, home = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'home'
+    command = ['folds.py', '--data', copy, '--home', home, '--n_folds', 3]
+    ok(*command)
+    first = (home / 'folds.csv').read_bytes()
     rows = pd.read_csv(copy / 'train.csv', dtype=str)
     rows.sample(frac=1, random_state=1).to_csv(copy / 'train.csv', index=False)
-    for home, data, seed in (('b', copy, 0), ('c', copy, 1)):
-        ok('folds.py', '--data', data, '--home', tmp_path / home, '--n_folds', 3, '--seed', seed)
-    tables = [pd.read_csv(tmp_path / h / 'folds.csv') for h in ('a/home', 'b', 'c')]
-    first, second, other = (t.drop(columns='path') for t in tables)
-    assert first.to_csv() == second.to_csv() != other.to_csv()
-    assert ((tmp_path / 'b' / tables[1].path[0]).resolve()).is_file()
+    ok(*command)
+    assert (home / 'folds.csv').read_bytes() == first
+    ok(*command, '--seed', 1)
+    assert (home / 'folds.csv').read_bytes() != first
+    assert (home / pd.read_csv(home / 'folds.csv').path[0]).is_file()
+
+
+def test_the_folds_columns_of_others_may_stand_in_the_input_and_are_checked_alone(
+    demo, ok, script, tmp_path
+):
+    copy = shutil.copytree(demo, tmp_path / 'data')
+    rows = pd.read_csv(copy / 'train.csv', dtype=str)
+    rows.assign(fold='x', kfold=range(len(rows))).to_csv(copy / 'train.csv', index=False)
+    ok('folds.py', '--data', copy, '--home', tmp_path, '--n_folds', 3)
+    (one, two), table = rows.image_name[:2], tmp_path / 'folds.csv'
+    out = ok('folds.py', '--check', table, '--data', tmp_path / 'nowhere')
+    assert '0 of ' in out and '60 of 72 rows' in out
+    assert 'x' not in set(pd.read_csv(table).fold)
+
+    leaky = script('folds.py', '--check', copy / 'train.csv', '--fold_column', 'kfold')
+    assert leaky.returncode == 1 and 'leaks' in leaky.stderr
+    pd.DataFrame([(one, two)], columns=['image_name_1', 'image_name_2']).to_csv(
+        copy / 'ISIC_2020_Training_Duplicates.csv', index=False
+    )
+    out = ok('folds.py', '--data', copy, '--home', tmp_path / 'b', '--n_folds', 3)
+    assert '1 known pairs' in out
+    joined = pd.read_csv(tmp_path / 'b' / 'folds.csv').set_index('image_name')
+    assert joined.group[one] == joined.group[two] and joined.fold[one] == joined.fold[two]

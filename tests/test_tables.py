@@ -158,8 +158,57 @@ def test_a_table_that_is_wrong_is_refused_with_a_sentence(data, file, old, new, 
 def test_a_name_that_could_lead_elsewhere_is_no_image_name(name, data):
     table, _ = tables.read_all(data, [])
     table.loc[0, 'image_name'] = name
-    with pytest.raises(Stop, match='is no image name'):
+    with pytest.raises(Stop, match='is no image_name'):
         tables._checked(table)
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'says'),
+    [
+        ('source', '../../x', 'is no source'),
+        ('source', '', 'is no source'),
+        ('image_name', 'ISIC_2', 'stands twice'),
+        ('fold', '-1', 'no fold from 0 up'),
+        ('fold', '', 'no fold from 0 up'),
+        ('group', '', 'a group'),
+        ('path', '', 'a path'),
+        ('target', '2', 'expected 0 or 1'),
+        ('split', 'x', 'only .train. and .test.'),
+    ],
+)
+def test_a_folds_csv_made_by_hand_is_checked(column, value, says, data):
+    table, _ = tables.read_all(data, [])
+    table = table.assign(group=table.image_name, fold=0).reindex(columns=tables.COLUMNS)
+    table.loc[4, 'fold'] = 7  # on a test row: no fold
+    table.to_csv(data / 'folds.csv', index=False)
+    read = tables.read_folds(data / 'folds.csv')
+    assert read.fold.isna().tolist() == [False, False, False, True, True]
+    table = table.astype({column: object})
+    table.loc[0, column] = value
+    table.to_csv(data / 'folds.csv', index=False)
+    with pytest.raises(Stop, match=says):
+        tables.read_folds(data / 'folds.csv')
+
+
+def test_a_broken_external_table_names_its_set(data):
+    path = data / 'external' / 'isic2019' / 'ISIC_2019_Training_GroundTruth.csv'
+    path.write_text(path.read_text().replace('ISIC_5,0', 'ISIC_5,x'))
+    with pytest.raises(Stop, match='a table of isic2019'):
+        tables.read_all(data, ['isic2019'])
+
+
+def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
+    command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
+    # of four melanomas' groups
+    out = ok(*command)  # all that are there
+    assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
+    assert 'isic2019' not in script(*command, '--external', 'none').stdout
+    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'isic2018')):
+        done = script(*command, '--external', external)
+        assert done.returncode == 1 and says in done.stderr
+    (data / 'external' / 'ham10000').rename(data / 'external' / 'other')
+    done = script(*command, '--external', 'ham10000')
+    assert done.returncode == 1 and 'there is no' in done.stderr
 
 
 def test_an_empty_or_unreadable_table_is_refused(tmp_path):
