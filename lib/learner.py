@@ -217,14 +217,16 @@ def suggest(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
     """The rates to start from and to peak at, read off a range test.
 
     The maximum is a tenth of the rate at the lowest loss; the minimum is where the loss first
-    falls: below its level over the first tenth of the test by a tenth of all that it falls.
+    falls: below its level over the first tenth of the test by a tenth of all that it falls. That
+    first tenth, in which the smoothed loss settles, is not read.
 
-    Raises: Stop where it never falls.
+    Raises: Stop where the loss never falls.
     """
-    lowest = int(np.argmin(losses)) if len(losses) else 0
-    if lowest == 0:
-        raise Stop('the loss only rises in this range test; look at the images and at --weights')
-    before = np.mean(losses[: max(1, len(losses) // 10)])
-    fallen = losses < before - 0.1 * (before - losses[lowest])
-    lr_max = lrs[lowest] / 10
-    return float(min(lrs[np.argmax(fallen)], lr_max)), float(lr_max)
+    settled = len(losses) // 10
+    rates, rest = lrs[settled:], losses[settled:]
+    before = np.mean(losses[:settled]) if settled else 0
+    if not len(rest) or rest.min() >= before:
+        raise Stop('the loss never falls in this range test; look at the images and at --weights')
+    lr_max = rates[np.argmin(rest)] / 10
+    fallen = rest < before - 0.1 * (before - rest.min())
+    return float(min(rates[np.argmax(fallen)], lr_max)), float(lr_max)

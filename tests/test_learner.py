@@ -152,7 +152,7 @@ def test_what_is_suggested_is_a_range_that_train_takes(fall):
     lr_min, lr_max = suggest(lrs, losses)
     assert 0 < lr_min <= lr_max
     for hopeless in (np.linspace(0.7, 9, 81), np.empty(0)):
-        with pytest.raises(Stop, match='only rises'):
+        with pytest.raises(Stop, match='never falls'):
             suggest(lrs[: len(hopeless)], hopeless)
 
 
