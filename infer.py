@@ -17,6 +17,7 @@ def main(
     batch_size: int = 32,
     seed: int = 0,
     workers: int | None = None,
+    compile: bool = False,
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
 
@@ -29,6 +30,7 @@ def main(
         batch_size: images a step.
         seed: of what the augmentation draws.
         workers: processes that read images; by default one a core beside a GPU, else none.
+        compile: torch.compile the models first; takes a minute, pays for thousands of images.
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
     cli.at_least(1, batch_size=batch_size)
@@ -51,7 +53,7 @@ def main(
         plan['folds_sha256'] = config['folds_sha256']
         if begin(run, plan):
             table['cached'] = images.cache(table, Path(home), config['size'])
-            predict_run(run, table, folds, n_tta, batch_size, seed, workers)
+            predict_run(run, table, folds, n_tta, batch_size, seed, workers, compile)
         else:
             print(f'{run} is finished with these weights and flags')
         oof = pd.read_csv(run / 'oof.csv')
@@ -86,9 +88,12 @@ def begin(run: Path, plan: dict) -> bool:
     return True
 
 
-def predict_run(run: Path, table, folds: list, n_tta: int, batch_size: int, seed: int, workers):
+def predict_run(
+    run: Path, table, folds: list, n_tta: int, batch_size: int, seed: int, workers, compile: bool
+) -> None:
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
     import pandas as pd
+    import torch
     from fastai.vision.all import DataLoaders
 
     from lib import model
@@ -104,7 +109,8 @@ def predict_run(run: Path, table, folds: list, n_tta: int, batch_size: int, seed
     def passes(rows, folds: list[int], seed: tuple[int, ...], label: str):
         """`pred` and `pred_plain` for `rows`, the mean of these folds' models: two columns."""
         paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
-        net = model.Mean(model.load(config['arch'], config['size'], path) for path in paths)
+        nets = [model.load(config['arch'], config['size'], path) for path in paths]
+        net = model.Mean(map(torch.compile, nets) if compile else nets)
         dl = loader(rows.cached, rows.target.fillna(0), tfms, batch_size, workers=workers)
         pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)

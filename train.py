@@ -137,6 +137,8 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
 
     clock = time.perf_counter()
     learn, cbs = prepare(fold, table, config, start, workers)
+    device = learn.dls.device
+    print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
     div = config['lr_max'] / config['lr_min']
     cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
     learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
@@ -147,7 +149,7 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     tfms = list(learn.dls.valid.after_batch.fs)
     dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
     oof = oof[OOF_COLUMNS].assign(pred_plain=predict(learn, dl, label='score')[1])
-    about = files.environment(str(dl.device)) | {'precision': precision(dl.device)}
+    about = files.environment(str(device)) | {'precision': precision(device)}
     seconds = round(time.perf_counter() - clock, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})
     files.write_csv(folder / 'oof.csv', oof)  # its existence means finished
