@@ -84,7 +84,8 @@ def main(
         config |= {'weights': start.name, 'weights_sha256': files.sha256(start)}
     name = name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS)
     run = files.run_folder(Path(home), name)
-    todo = files.unfinished(run, folds if fold is None else [fold])
+    wanted = folds if fold is None else [fold]
+    todo = files.unfinished(run, wanted)
     if todo or lr_find:
         model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
     if not lr_find:
@@ -96,8 +97,11 @@ def main(
     if lr_find:
         return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, workers)
 
-    for k in todo:
-        train_fold(run / f'fold{k}', k, table, config, start, workers)
+    for k in wanted:
+        if k in todo:
+            train_fold(run / f'fold{k}', k, table, config, start, workers)
+        else:
+            print(f'{run}: fold {k} is finished')
     if files.unfinished(run, folds):
         print(files.to_train(run, folds))
     else:

@@ -133,8 +133,8 @@ def test_runs_and_tables_that_do_not_fit_are_refused_by_name(copy, script):
         assert done.returncode == 1 and 'Traceback' not in done.stderr, done.stderr
         return done.stderr
 
-    other = ['train.py', '--home', copy, *QUICK, '--size', 96, '--name', 'twin']
-    assert 'size 64 (now 96)' in refusal(*other)
+    other = refusal('train.py', '--home', copy, *QUICK, '--name', 'twin')
+    assert 'cutout True (now False), seed 1 (now 0)' in other
     weights = copy / 'runs' / 'twin' / 'fold0' / 'model.safetensors'
     old = weights.read_bytes()
     weights.write_bytes((copy / 'runs' / 'twin' / 'fold1' / 'model.safetensors').read_bytes())
