@@ -35,8 +35,8 @@ def main(*, home: str = '.', only: str | None = None) -> None:
 
     labelled['blend'] = blending.mean(oofs)
     print('pooled out-of-fold AUC [95 % interval over patients or lesions]')
-    width = max(map(len, ['blend', *oofs]))
-    for name, pred in (*oofs.items(), ('blend', labelled.blend)):
+    width = max(map(len, oofs))
+    for name, pred in oofs.items():
         print(f'{name:<{width}}  {score.describe(labelled.assign(pred=pred), "pred")}')
     print(score.table(labelled, ['blend']))
     submission = test[['image_name']].assign(target=blending.mean(tests))

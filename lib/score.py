@@ -27,7 +27,7 @@ def bootstrap(
 
     Returns: (N_DRAWS, len(preds)); a draw with one class only is NaN.
     """
-    code, names = pd.factorize(np.asarray(group))
+    code, names = pd.factorize(np.asarray(group), sort=True)  # the same draws in any row order
     sorted_ = []
     for pred in preds:
         order = np.argsort(pred, kind='stable')

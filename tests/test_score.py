@@ -28,13 +28,19 @@ def oof(n=400, groups=80, seed=0) -> pd.DataFrame:
 def test_the_auc_of_each_draw_is_scikit_learns_on_the_repeated_rows():
     table = oof()
     draws = score.bootstrap(table.target, [table.pred, table.worse], table.group, seed=4)
-    rng, names = np.random.default_rng(4), pd.factorize(table.group)[1]
+    rng, names = np.random.default_rng(4), pd.factorize(table.group, sort=True)[1]
     for draw in draws[:20]:
         drawn = rng.integers(len(names), size=len(names))
         rows = np.concatenate([np.flatnonzero(table.group == names[g]) for g in drawn])
         for auc, column in zip(draw, ('pred', 'worse'), strict=True):
             expected = roc_auc_score(table.target[rows], table[column][rows])
             assert auc == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_order_of_rows_changes_no_interval():
+    table = oof()
+    other = table.sample(frac=1, random_state=0)
+    assert score.describe(table, 'pred') == score.describe(other, 'pred')
 
 
 def test_the_interval_resamples_patients_and_is_wider_than_one_of_images():
