@@ -45,7 +45,7 @@ def main(
     folds = sorted(table.fold.dropna().astype(int).unique())
     ready = [run for run in runs if is_ready(run, folds, folds_path)]
     if not ready:
-        raise cli.Stop('there is no run to predict with')
+        raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in ready:
         config = files.read_config(run)
         plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
