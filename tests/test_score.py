@@ -1,11 +1,15 @@
-"""AUC and its intervals against scikit-learn and brute force."""
+"""AUC and what stands beside it, against scikit-learn and brute force."""
+
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import roc_auc_score
+from scipy.stats import rankdata, spearmanr
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from lib import score
+from lib.cli import Stop
 
 
 def oof(n=400, groups=80, seed=0) -> pd.DataFrame:
@@ -21,78 +25,228 @@ def oof(n=400, groups=80, seed=0) -> pd.DataFrame:
             'pred': pred.round(2),  # with ties
             'worse': np.clip(pred + rng.normal(0, 0.3, n), 0, 1),
             'source': np.where(group % 3 == 0, 'a', 'b'),
+            'fold': group % 5,
         }
     )
 
 
-def test_the_auc_of_each_draw_is_scikit_learns_on_the_repeated_rows():
+def witness(target, pred) -> dict[str, float]:
+    """The measures as scikit-learn has them."""
+    fpr, tpr, _ = roc_curve(target, pred, drop_intermediate=False)
+    partial = roc_auc_score(1 - target, -pred, max_fpr=0.2)  # of the flipped problem, scaled
+    low, high = 0.5 * 0.2**2, 0.2
+    return {
+        'auc': roc_auc_score(target, pred),
+        'average_precision': average_precision_score(target, pred),
+        'pauc_80': low + (high - low) * (partial - 0.5) / 0.5,
+        'sens_at_spec_80': max(tpr[fpr <= 0.2 + 1e-12]),
+        'sens_at_spec_90': max(tpr[fpr <= 0.1 + 1e-12]),
+        'sens_at_spec_95': max(tpr[fpr <= 0.05 + 1e-12]),
+        'spec_at_sens_95': max(1 - fpr[tpr >= 0.95 - 1e-12]),
+    }
+
+
+@pytest.mark.parametrize('column', ['pred', 'worse'])
+def test_every_measure_is_scikit_learns(column):
+    table = oof()
+    found, expected = score.part(table, column), witness(table.target, table[column])
+    assert list(expected) == list(score.MEASURES)
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-12), name
+
+
+def test_the_measures_of_each_draw_are_scikit_learns_on_the_repeated_rows():
     table = oof()
     draws = score.bootstrap(table.target, [table.pred, table.worse], table.group, seed=4)
     rng, names = np.random.default_rng(4), pd.factorize(table.group, sort=True)[1]
     for draw in draws[:20]:
         drawn = rng.integers(len(names), size=len(names))
         rows = np.concatenate([np.flatnonzero(table.group == names[g]) for g in drawn])
-        for auc, column in zip(draw, ('pred', 'worse'), strict=True):
-            expected = roc_auc_score(table.target[rows], table[column][rows])
-            assert auc == pytest.approx(expected, abs=1e-12)
+        for measured, column in zip(draw, ('pred', 'worse'), strict=True):
+            expected = witness(table.target.to_numpy()[rows], table[column].to_numpy()[rows])
+            np.testing.assert_allclose(measured, list(expected.values()), atol=1e-9)
 
 
 def test_the_order_of_rows_changes_no_interval():
     table = oof()
     other = table.sample(frac=1, random_state=0)
-    assert score.describe(table, 'pred') == score.describe(other, 'pred')
+    for name in score.MEASURES:
+        assert str(score.part(table, 'pred')[name]) == str(score.part(other, 'pred')[name])
 
 
 def test_the_interval_resamples_patients_and_is_wider_than_one_of_images():
     table = oof(n=2000, groups=40)
-    width = {}
-    for name, group in (('patients', table.group), ('images', table.index)):
-        low, high = score.interval(score.bootstrap(table.target, [table.pred], group)[:, 0])
-        assert low < score.auc(table.target, table.pred) < high
-        width[name] = high - low
-    assert width['patients'] > 1.1 * width['images']
+    patients = score.part(table, 'pred')['auc']
+    images = score.part(table.assign(group=range(len(table))), 'pred')['auc']
+    assert images.low < patients.value < images.high
+    assert patients.high - patients.low > 1.1 * (images.high - images.low)
+
+
+def delong(target, pred) -> float:
+    """The standard error of an AUC by DeLong's structural components."""
+    positive, negative = pred[target == 1], pred[target == 0]
+    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
+    return np.sqrt(
+        wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative)
+    )
 
 
 def test_an_interval_of_single_images_is_delongs():
     table = oof(n=3000, groups=3000)
-    positive = table.pred[table.target == 1].to_numpy()
-    negative = table.pred[table.target == 0].to_numpy()
-    wins = (positive[:, None] > negative) + 0.5 * (positive[:, None] == negative)
-    variance = wins.mean(1).var(ddof=1) / len(positive) + wins.mean(0).var(ddof=1) / len(negative)
-    low, high = score.interval(score.bootstrap(table.target, [table.pred], table.index)[:, 0])
-    assert (high - low) / 2 == pytest.approx(1.96 * variance**0.5, abs=0.002)
+    error = delong(table.target.to_numpy(), table.pred.to_numpy())
+    found = score.part(table.assign(group=range(len(table))), 'pred')['auc']
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, abs=0.002)
 
 
-def test_a_difference_is_paired_so_that_a_run_differs_from_itself_by_nothing():
-    table = oof().assign(same=lambda t: t.pred)
-    assert score.difference(table, 'pred', 'same') == '+0.0000 [+0.0000, +0.0000]'
-    text = score.difference(table, 'pred', 'worse')
-    auc = [roc_auc_score(table.target, table[c]) for c in ('pred', 'worse')]
-    assert text.startswith(f'{auc[0] - auc[1]:+.4f} [')
+def test_two_runs_are_compared_paired():
+    table = oof(n=1500, groups=300)
+    preds = [table.worse, table.pred, table.pred]
+    aucs, best, differences = score.compare(table.target, preds, table.group)
+    assert best == 1
+    assert [a.value for a in aucs] == [roc_auc_score(table.target, p) for p in preds]
+    assert str(differences[2]) == '+0.0000 [+0.0000, +0.0000], p = 1.000'
+    worse = differences[0]
+    assert worse.value == aucs[0].value - aucs[1].value
+    assert (worse.p < 0.05) == (worse.high < 0 or worse.low > 0)
+    # paired: much narrower than the two intervals apart would have it
+    apart = np.hypot(aucs[0].high - aucs[0].low, aucs[1].high - aucs[1].low)
+    assert worse.high - worse.low < 0.8 * apart
+    other = score.compare(table.target, preds, table.group, base=0)[2][1]
+    assert other.value == -worse.value and other.low == pytest.approx(-worse.high)
 
 
-def test_the_table_has_every_source_and_the_source_alone():
+def test_p_is_large_without_a_difference_and_small_with_one():
+    rng = np.random.default_rng(0)
+    target = rng.integers(2, size=2000)
+    good, same, bad = (target * shift + rng.normal(size=2000) for shift in (1, 1, 0.3))
+    preds = [good, same, bad]
+    ps = [d.p for d in score.compare(target, preds, np.arange(2000), base=0)[2]]
+    assert ps[1] > 0.05 and ps[2] <= 2 / (score.N_DRAWS + 1)
+
+
+def test_ranking_in_each_fold_undoes_a_fold_that_is_too_high():
     table = oof()
-    text = score.table(table, ['pred'])
-    for source, part in table.groupby('source'):
-        auc = roc_auc_score(part.target, part.pred)
-        assert f'{source:<13} AUC {auc:.4f}' in text
+    fewest = table.groupby('fold').target.sum().idxmin()
+    shifted = table.assign(pred=table.pred / 4 + 0.5 * (table.fold == fewest))
+    found = score.summary(shifted)
+    expected = np.empty(len(table))
+    for k in range(5):
+        rows = (table.fold == k).to_numpy()
+        expected[rows] = rankdata(shifted.pred[rows]) / rows.sum()
+    order = roc_auc_score(table.target, score.ranked(shifted.pred, shifted.fold))
+    assert found['ranked']['auc'].value == pytest.approx(order)
+    assert order == pytest.approx(roc_auc_score(table.target, expected), abs=0.01)
+    assert found['pooled']['auc'].value < found['ranked']['auc'].value
+
+
+def test_the_summary_has_folds_sources_and_the_source_alone():
+    table = oof()
+    found = score.summary(table)
+    aucs = [roc_auc_score(t.target, t.pred) for _, t in table.groupby('fold')]
+    assert [f['auc'].value for f in found['folds'].values()] == pytest.approx(aucs)
+    assert found['fold_mean'].value == pytest.approx(np.mean(aucs))
+    assert found['fold_sd'] == pytest.approx(np.std(aucs, ddof=1))
+    assert found['fold_mean'].low < found['fold_mean'].value < found['fold_mean'].high
+    for source, rows in table.groupby('source'):
+        auc = roc_auc_score(rows.target, rows.pred)
+        assert found['sources'][source]['auc'].value == pytest.approx(auc)
     rate = table.groupby('source').target.transform('mean')
-    assert f'{roc_auc_score(table.target, rate):.4f}' in text.splitlines()[-1]
-    assert 'source' not in score.table(table[table.source == 'a'], ['pred']).replace(
-        'all sources', ''
+    assert found['source_alone'] == pytest.approx(roc_auc_score(table.target, rate))
+    text = score.lines({'pred': found})
+    for word in ('within a', 'the source alone', f'{found["pooled"]["auc"].value:.4f}', 'sd '):
+        assert word in text
+    assert 'source' not in score.lines({'pred': score.summary(table[table.source == 'a'])})
+
+
+def test_small_subgroups_show_their_counts_only():
+    table = oof(n=2000).assign(
+        sex=lambda t: np.where(t.index < 30, 'male', 'female'),
+        age_approx=lambda t: np.where(t.index % 2, 30.0, 74.0),
+        anatom_site=None,
     )
+    table.loc[5, 'age_approx'] = np.nan
+    found = score.subgroups(table, 'pred')
+    assert list(found) == ['sex', 'age', 'source']  # nothing is known of sites
+    men = found['sex']['male']
+    assert men['images'] == 30 and 'auc' not in men and 'fewer than 20' in men['note']
+    assert list(found['age']) == ['30 to 44', '60 to 74', 'not known']
+    young = table[table.age_approx == 30]
+    assert found['age']['30 to 44']['images'] == len(young)
+    auc = roc_auc_score(young.target, young.pred)
+    assert found['age']['30 to 44']['auc'].value == pytest.approx(auc)
 
 
 @pytest.mark.parametrize('target', [0, 1])
 def test_one_class_is_a_sentence_and_no_number(target):
     table = oof().assign(target=target)
     assert np.isnan(score.auc(table.target, table.pred))
-    assert 'one class only' in score.describe(table, 'pred')
+    found = score.summary(table)
+    assert 'auc' not in found['pooled'] and 'one class only' in score.lines({'pred': found})
+    assert score.compare(table.target, [table.pred] * 2, table.group)[0][0].value is None
 
 
-def test_constant_scores_and_a_single_patient_are_no_crash():
-    table = oof().assign(pred=0.5)
-    assert 'AUC 0.5000 [0.5000, 0.5000]' in score.describe(table, 'pred')
-    low, high = score.interval(score.bootstrap(table.target, [table.worse], table.group * 0)[:, 0])
-    assert low == high
+def test_a_single_patient_has_no_interval_and_equal_scores_say_so():
+    table = oof().assign(group='one')
+    found = score.part(table, 'pred')
+    assert found['auc'].value == pytest.approx(roc_auc_score(table.target, table.pred))
+    assert found['auc'].low is None and 'single patient' in found['note']
+    assert str(found['auc']).endswith('[no interval]')
+    assert 'no interval' in str(score.compare(table.target, [table.pred] * 2, table.group)[2][0])
+    equal = score.part(oof().assign(pred=0.5), 'pred')
+    assert str(equal['auc']) == '0.5000 [0.5000, 0.5000]' and 'the same' in equal['note']
+
+
+def test_a_score_that_is_no_number_is_refused():
+    table = oof()
+    table.loc[3, 'worse'] = np.nan
+    with pytest.raises(Stop, match='1 of 400 scores in worse'):
+        score.part(table, 'worse')
+
+
+def test_rank_correlations_are_scipys():
+    table = oof()
+    found = score.rank_correlations([table.pred, table.worse, table.pred * 0])
+    assert found[0, 1] == pytest.approx(spearmanr(table.pred, table.worse).statistic)
+    assert found[2].tolist() == [0, 0, 1]
+
+
+def test_the_curves_go_through_scikit_learns_points():
+    table = oof()
+    pred, target = table.worse.to_numpy(), table.target.to_numpy()
+    found = score.curves(target, pred, table.group)
+    fpr, tpr, _ = roc_curve(target, pred, drop_intermediate=False)
+    at = np.interp(found['grid'], fpr, tpr)
+    # at a step of the curve interp may take either end of it
+    assert np.mean(np.abs(found['roc'][:, 0] - at) < 1e-9) > 0.9
+    assert np.all(found['roc'][:, 1] <= found['roc'][:, 2])
+    assert found['precision'][-1, 0] == pytest.approx(target.mean(), abs=0.1)
+
+
+def test_the_published_models_figures_are_the_known_ones(shared):
+    path = shared / 'data' / 'predictions' / 'oof_alexanderpei_cp3.csv'
+    table = pd.read_csv(path).rename(columns={'patient_id': 'group'})
+    recent = table[table.source == 'ISIC20']
+    for k in range(5):
+        column = f'pred_ep{k}'
+        assert 0.925 <= score.auc(table.target, table[column]) <= 0.9275
+        assert 0.896 <= score.auc(recent.target, recent[column]) <= 0.9005
+    rate = table.groupby('source').target.transform('mean')
+    assert score.auc(table.target, rate) == pytest.approx(0.745, abs=0.001)
+    found, images = (
+        score.part(rows, 'pred_ep4') for rows in (recent, recent.assign(group=recent.image_name))
+    )
+    for name, value in witness(recent.target, recent.pred_ep4).items():
+        assert found[name].value == pytest.approx(value, abs=1e-12), name
+    width = [f['auc'].high - f['auc'].low for f in (found, images)]
+    assert width[0] > width[1]
+    error = delong(recent.target.to_numpy(), recent.pred_ep4.to_numpy())
+    assert width[1] / 2 == pytest.approx(1.96 * error, abs=0.002)
+
+
+def test_what_is_saved_is_json(tmp_path):
+    from lib import files
+
+    files.write_json(tmp_path / 'scores.json', {'pred': score.summary(oof()), 'nan': np.nan})
+    text = (tmp_path / 'scores.json').read_text()
+    found = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert len(found['pred']['pooled']['auc']) == 3 and found['nan'] is None
