@@ -77,6 +77,7 @@ def main(
     ]
     write(table[COLUMNS], home)
     print_folds(table[labelled])
+    print_floor(table[labelled])
     n_test = int((~labelled).sum())
     print(f'{home / "folds.csv"}: {int(labelled.sum())} labelled images, {n_test} to predict')
 
@@ -122,6 +123,18 @@ def print_folds(table) -> None:
     )
     rows = rows.reset_index().astype({'fold': int, 'melanomas': int})
     print(rows.to_string(index=False, formatters={'rate': '{:.2%}'.format}))
+
+
+def print_floor(table) -> None:
+    """What these folds give a model that sees no pixel: what a score stands beside."""
+    from lib import score, shortcuts
+
+    pred, seen = shortcuts.floor(table)
+    table = table.assign(pred=pred)
+    found = {'pooled': score.part(table, 'pred'), 'seen': seen}
+    if table.source.nunique() > 1:
+        found['sources'] = score.by_source(table, 'pred')
+    print(shortcuts.sentence(found))
 
 
 def check_file(path: Path, fold_column: str, duplicates) -> None:

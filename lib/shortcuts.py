@@ -1,0 +1,68 @@
+"""The shortcut floor: what can be scored without looking at a single lesion."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier
+
+from lib.score import Estimate
+
+NUMBERS = {'age_approx': 'age', 'width': 'native width', 'height': 'native height'}
+KINDS = {'sex': 'sex', 'anatom_site': 'site', 'source': 'source'}
+
+
+def features(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns of `table` that see no pixel, named for people; those that vary only.
+
+    Age in years, sex, site, source, images per patient (per group where there is no patient),
+    native width and height in pixels.
+    """
+    patient = table.get('patient_id', table.group)
+    patient = patient.fillna(table.group)
+    found = pd.DataFrame({'images per patient': patient.groupby(patient).transform('size')})
+    for column, label in NUMBERS.items():
+        if column in table:
+            found[label] = pd.to_numeric(table[column]).astype(float)
+    for column, label in KINDS.items():
+        if column in table:
+            found[label] = table[column].astype('category')
+    return found.loc[:, found.nunique(dropna=False) > 1]
+
+
+def floor(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Out-of-fold scores of a small boosted model of `features`, and the names of what it saw.
+
+    `table`: labelled rows with target, fold and group; a group is in one fold only. The same
+    table gives the same scores: the seed is fixed. Returns: (n,) float in 0..1.
+    """
+    seen = features(table)
+    pred = np.full(len(table), float(table.target.mean()))
+    for k in table.fold.unique() if seen.shape[1] else []:
+        held_out = (table.fold == k).to_numpy()
+        if table.target[~held_out].nunique() < 2:
+            continue
+        net = HistGradientBoostingClassifier(
+            learning_rate=0.05, max_iter=50, max_leaf_nodes=8, min_samples_leaf=40,
+            l2_regularization=1.0, categorical_features='from_dtype', early_stopping=False,
+            random_state=0,
+        )  # fmt: skip
+        net.fit(seen[~held_out], table.target[~held_out])
+        pred[held_out] = net.predict_proba(seen[held_out])[:, 1]
+    return pred, list(seen)
+
+
+def sentence(found: dict[str, Any]) -> str:
+    """What the floor is and means; `found`: score.summary of its scores, and `seen`, its inputs."""
+    pooled, sources = found['pooled'], found.get('sources', {})
+    if 'auc' not in pooled:
+        return f'the shortcut floor is not known: {pooled["note"]}'
+    inside = ''.join(
+        f'; within {k} {Estimate(*v["auc"])}' for k, v in sources.items() if 'auc' in v
+    )
+    seen = ', '.join(found['seen']) or 'nothing'
+    return (
+        f'the shortcut floor, AUC {Estimate(*pooled["auc"])}{inside}: a model of {seen}, '
+        'without a pixel. An image model that is no better may have learnt no more than the '
+        'patient and the camera'
+    )
