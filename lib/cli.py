@@ -27,6 +27,20 @@ def at_least(low: float, **flags: float) -> None:
             raise Stop(f'--{name} must be {low} or more, not {value}')
 
 
+def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
+    """Raises: Stop that names the first of `flags` that is none of `choices`."""
+    for name, value in flags.items():
+        if value not in choices:
+            raise Stop(f'--{name} is one of {", ".join(filter(None, choices))}, not {value}')
+
+
+def rate(**flags: float | None) -> None:
+    """Raises: Stop that names the first of `flags` that is given and not inside 0..1."""
+    for name, value in flags.items():
+        if value is not None and not 0 < value < 1:
+            raise Stop(f'--{name} must be between 0 and 1, as .05, not {value}')
+
+
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     """What to type to call `script` with `flags`: those that differ from `defaults`."""
     words = ['python', script]
