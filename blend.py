@@ -1,7 +1,8 @@
-"""The mean of the runs' predictions, as a submission.
+"""Blend the runs' predictions to a submission, and say what it is worth.
 
-python blend.py                   # every run under runs/
-python blend.py --only a,b        # these two
+python blend.py                   # the mean of every run under runs/, and report/index.html
+python blend.py --only a,b        # of these two; one name: the report of one run
+python blend.py --how greedy      # weights by hill climbing, judged out of fold
 """
 
 from pathlib import Path
@@ -9,54 +10,124 @@ from pathlib import Path
 from lib import cli, files
 
 
-def main(*, home: str = '.', only: str | None = None) -> None:
-    """Average the runs' TTA predictions into HOME/submission.csv and print the AUC of each.
+def main(
+    *,
+    home: str = '.',
+    only: str | None = None,
+    how: str = 'mean',
+    mix: str | None = None,
+    name: str | None = None,
+    calibrate: str | None = None,
+    prior: float | None = None,
+) -> None:
+    """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/.
 
     Args:
-        home: folder of folds.csv and of the runs that infer.py has predicted with.
+        home: folder of the runs, and of folds.csv where there is one.
         only: names of runs, with commas between, instead of all.
+        how: mean; rank (mean of the ranks within each run); greedy (weights by hill climbing on
+            the out-of-fold AUC); stack (penalised logistic regression on logits).
+        mix: weights by hand instead, as a=.5,b=.5, of the runs that it names.
+        name: keep the blend as HOME/runs/NAME, so that it can be blended again.
+        calibrate: platt or isotonic: fit the probabilities to the out-of-fold predictions,
+            instead of moving them to the rate of melanomas.
+        prior: the rate of melanomas that probabilities are for; by default that of the
+            competition's own images.
     """
-    runs = files.runs(Path(home), only)
+    cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
+    cli.one_of(('platt', 'isotonic', None), calibrate=calibrate)
+    cli.rate(prior=prior)
+    if mix is not None and (only is not None or how != 'mean'):
+        raise cli.Stop('--mix names its runs and their weights itself; leave --only and --how out')
+    kept = files.run_folder(Path(home), name) if name is not None else None
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import blending, score, tables
+    import numpy as np
 
-    table = tables.read_folds(Path(home, 'folds.csv'))
-    labelled = table[table.split == 'train'].reset_index(drop=True)
-    test = table[table.split == 'test'].reset_index(drop=True)
-    if test.empty:
-        raise cli.Stop(f'{home}/folds.csv has no test rows, so there is nothing to submit')
-    folds = sorted(labelled.fold.astype(int).unique())
-    oofs, tests = {}, {}
-    for run in runs:
-        check_inferred(run, folds, home)
-        oofs[run.name] = blending.aligned(run / 'oof.csv', labelled, ('target', 'fold'))
-        tests[run.name] = blending.aligned(run / 'test.csv', test)
+    from lib import blending, probability, report, score
 
-    labelled['blend'] = blending.mean(oofs)
-    print('pooled out-of-fold AUC [95 % interval over patients or lesions]')
-    width = max(map(len, oofs))
-    for name, pred in oofs.items():
-        print(f'{name:<{width}}  {score.describe(labelled.assign(pred=pred), "pred")}')
-    print(score.table(labelled, ['blend']))
-    submission = test[['image_name']].assign(target=blending.mean(tests))
+    weights = blending.mixed(mix) if mix is not None else None
+    names = only.split(',') if only is not None else weights and list(weights)
+    folders = files.predicted(Path(home), names and [word.strip() for word in names])
+    names = [folder.name for folder in folders]
+    config = {'how': how, 'mix': weights, 'runs': names, 'calibrate': calibrate, 'prior': prior}
+    if kept:
+        files.claim_blend(kept, config)
+    labelled, test = read_folds(Path(home, 'folds.csv'))
+    for folder in folders:
+        # others' predictions, or ours far from where they were made, have nothing to be checked by
+        if labelled is not None and (folder / 'config.json').exists():
+            n_tta = files.inferred(folder, sorted(labelled.fold.unique().tolist()))
+            print(f'{folder}: mean of {n_tta} TTA passes')
+    runs = blending.read_oofs(folders, labelled)
+    tests = blending.read_tests(folders, test)
+    if runs is None and (blending.METHODS[how].fit or calibrate):
+        raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
+
+    by_hand = np.array([weights[n] for n in names]) if weights else None
+    blended, of_tests = blending.blend(how, runs, len(names), by_hand)
+    config['weights'] = dict(zip([*names, 'intercept'], blended.weights.tolist(), strict=False))
+    found, oof = {'blend': config}, None
+    if tests is not None:
+        found['test_correlations'] = score.rank_correlations(tests.to_numpy().T)
+        tests = tests.index.to_frame(index=False).assign(pred=of_tests(tests.to_numpy()))
+    if runs is None:
+        print(f'{how} of {", ".join(names)}: no out-of-fold score, since not all have an oof.csv')
+    else:
+        oof = runs.rows.assign(pred=blended.oof)
+        found |= judge(runs, blended, oof)
+        odds = probability.trained_odds_of(folders, oof.target, blended.weights, how)
+        oof['prob'], of_pred, found['probability'] = probability.of_blend(
+            oof, odds, calibrate, prior
+        )
+        if tests is not None:
+            tests['prob'] = of_pred(tests.pred.to_numpy())
+        print(probability.lines(found['probability']))
+        config['odds'] = found['probability']['odds']
+
+    made = [Path(home, 'report'), *([kept] if kept else [])]
+    for folder in made:
+        blending.write(folder, oof, tests)
+    if kept:
+        files.write_json(kept / files.BLEND, config)
+    files.write_json(Path(home, 'report', 'scores.json'), found)
+    print(report.write(Path(home)))
+    if tests is None:
+        print('no run has a test.csv, so there is nothing to submit')
+        return
+    submission = tests[['image_name']].assign(target=tests.pred)
     files.write_csv(Path(home, 'submission.csv'), submission)
-    print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the mean of {len(runs)} runs')
+    print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the {how} of {len(names)} runs')
 
 
-def check_inferred(run: Path, folds: list[int], home: str) -> None:
-    """Raises: Stop with the command to type where infer.py has not seen the run's weights."""
-    if files.unfinished(run, folds):
-        raise cli.Stop(files.to_train(run, folds))
-    made = [run / 'infer.json', run / 'oof.csv', run / 'test.csv']
-    missing = [path.name for path in made if not path.exists()]
-    if not missing:
-        plan = files.read_json(run / 'infer.json')
-        if plan.get('weights_sha256') == files.weight_hashes(run, folds):
-            print(f'{run}: mean of {plan.get("n_tta")} TTA passes')
-            return
-    why = f'has no {", ".join(missing)}' if missing else 'was trained again since infer.py ran'
-    raise cli.Stop(f'{run} {why}: python infer.py --home {home} --only {run.name}')
+def read_folds(path: Path):
+    """The labelled rows of folds.csv and its test rows; None twice where there is no folds.csv."""
+    from lib import tables
+
+    if not path.exists():
+        return None, None
+    table = tables.read_folds(path)
+    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
+    return labelled, table[table.split == 'test']
+
+
+def judge(runs, blended, oof) -> dict:
+    """Print each run beside the blend, the blend's figures and the shortcut floor; return them."""
+    from lib import blending, score, shortcuts
+
+    if runs.left_out:
+        print(f'{len(oof)} images that all have are scored; {runs.left_out} are not in all of them')
+    found = {'runs': blending.compare(runs, blended), 'summary': score.summary(oof)}
+    print(f'out-of-fold AUC [95 % interval over {oof.group.nunique()} patients or lesions]')
+    print(blending.lines(found['runs']))
+    print(score.lines({'blend': found['summary']}))
+    if blended.naive is not None:
+        found['naive'] = score.auc(oof.target, blended.naive)
+        print(f'weights fitted and scored on the same images: {found["naive"]:.4f}, optimistic')
+    pred, seen = shortcuts.floor(oof)
+    found['floor'] = score.summary(oof.assign(pred=pred)) | {'seen': seen}
+    print(shortcuts.sentence(found['floor']))
+    return found
 
 
 if __name__ == '__main__':

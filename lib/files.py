@@ -2,22 +2,26 @@
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from lib.cli import Stop
 
 # What a config.json holds beside the flags, for the reader's sake: never compared
 INFORMATIVE = ('command',)
+BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
+BLEND_FLAGS = ('how', 'mix', 'runs', 'calibrate', 'prior')
 
 
 @contextmanager
@@ -44,8 +48,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` to `path` as JSON, all or nothing."""
-    write_text(path, json.dumps(data, indent=1) + '\n')
+    """Write `data` to `path` as JSON, all or nothing; NaN, which JSON does not have, as null."""
+    write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + '\n')
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON knows: numpy's arrays and numbers as lists and Python's."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
@@ -99,6 +114,8 @@ def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
     """
     path = run / 'config.json'
     if not path.exists():
+        if (run / BLEND).exists() or (run / 'oof.csv').exists():
+            raise Stop(f'{run} holds a blend or the predictions of others; choose another --name')
         write_json(path, config)
         return
     saved = {**defaults, **read_json(path)}
@@ -129,6 +146,42 @@ def runs(home: Path, only: str | None = None) -> list[Path]:
     if not found:
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
     return list(found.values())
+
+
+def predicted(home: Path, only: Sequence[str] | None = None) -> list[Path]:
+    """The folders under HOME/runs that take part in a blend, by name, or those named in `only`.
+
+    A trained run has a config.json, a blend kept by --name a blend.json, anybody else's
+    predictions just oof.csv or test.csv. Blends take part only where they are named.
+
+    Raises: Stop where there is none of these.
+    """
+    found = {}
+    for folder in sorted((home / 'runs').glob('[!.]*')):
+        if any((folder / name).exists() for name in ('config.json', 'oof.csv', 'test.csv')):
+            found[folder.name] = folder
+    if only is not None:
+        if missing := [name for name in only if name not in found]:
+            have = ', '.join(found) or 'none'
+            raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
+        return [found[name] for name in dict.fromkeys(only)]
+    found = {name: folder for name, folder in found.items() if not (folder / BLEND).exists()}
+    if not found:
+        raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
+    return list(found.values())
+
+
+def claim_blend(run: Path, config: dict[str, Any]) -> None:
+    """Write the blend's blend.json. Raises: Stop where the folder is another run's or blend's."""
+    path = run / BLEND
+    if path.exists():
+        saved = read_json(path)
+        if differing := [k for k in BLEND_FLAGS if saved.get(k) != config.get(k)]:
+            pairs = ', '.join(f'{k} {saved.get(k)!r} (now {config.get(k)!r})' for k in differing)
+            raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
+    elif run.exists() and any(run.iterdir()):
+        raise Stop(f'{run} is there already and no blend; choose another --name')
+    write_json(path, config)
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -162,6 +215,24 @@ def to_train(run: Path, folds: list[int]) -> str:
 def weight_hashes(run: Path, folds: list[int]) -> list[str]:
     """The SHA-256 of each fold's weights."""
     return [sha256(run / f'fold{k}' / 'model.safetensors') for k in folds]
+
+
+def inferred(run: Path, folds: list[int]) -> int:
+    """How many TTA passes infer.py made with the weights that a run has now.
+
+    Raises: Stop with the command to type where it has made none.
+    """
+    if unfinished(run, folds):
+        raise Stop(to_train(run, folds))
+    made = [run / 'infer.json', run / 'oof.csv', run / 'test.csv']
+    missing = [path.name for path in made if not path.exists()]
+    if not missing:
+        plan = read_json(run / 'infer.json')
+        if plan.get('weights_sha256') == weight_hashes(run, folds):
+            return plan['n_tta']
+    why = f'has no {", ".join(missing)}' if missing else 'was trained again since infer.py ran'
+    home = run.parent.parent
+    raise Stop(f'{run} {why}: python infer.py --home {home} --only {run.name}')
 
 
 def commit() -> str | None:

@@ -1,46 +1,240 @@
-"""Predictions are matched by name, and what does not belong together is refused by name."""
+"""Predictions are matched by name, weights are judged out of fold, and others' runs take part."""
+
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 
-from lib import blending
+from lib import blending, score
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
 
 
-def write(path, **changes):
-    table = ROWS.assign(pred=[0.1, 0.9, 0.2, 0.7]).assign(**changes)
-    table.sample(frac=1, random_state=0).to_csv(path, index=False)  # in any order
-    return path
+def write(folder, name='oof.csv', rows=ROWS, **changes):
+    folder.mkdir(exist_ok=True)
+    table = rows.assign(**{'pred': [0.1, 0.9, 0.2, 0.7], **changes})
+    table.sample(frac=1, random_state=0).to_csv(folder / name, index=False)  # in any order
+    return folder
 
 
-def test_shuffled_rows_come_in_the_order_asked_for(tmp_path):
-    pred = blending.aligned(write(tmp_path / 'oof.csv'), ROWS, ('target', 'fold'))
-    assert pred.tolist() == [0.1, 0.9, 0.2, 0.7]
+@pytest.fixture
+def labelled():
+    """As folds.csv has them."""
+    return ROWS.assign(group=list('wxyz'), source='competition', patient_id=np.nan)
+
+
+def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
+    runs = blending.read_oofs([write(tmp_path / 'run')], labelled)
+    assert runs.rows.image_name.tolist() == list('abcd')
+    assert runs.preds[:, 0].tolist() == [0.1, 0.9, 0.2, 0.7]
+    assert runs.rows.group.tolist() == list('wxyz') and runs.left_out == 0
 
 
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
-        ({'image_name': list('abcx')}, '2 are in one of them only'),
         ({'image_name': list('abca')}, 'a more than once'),
+        ({'image_name': ['a', 'b', 'c', None]}, 'without image_name'),
         ({'target': [0, 1, 0, 0]}, 'another target .* d;'),
-        ({'fold': [0, 0, 1, 0]}, 'another fold'),
+        ({'target': [0, 1, 0, 2]}, 'target of d is not 0 or 1'),
+        ({'fold': [0, 0, 1, -1]}, 'fold of d'),
         ({'pred': [0.1, np.nan, 0, 1]}, 'for b is not between'),
         ({'pred': [0.1, 1.1, 0, 1]}, 'for b is not between'),
         ({'pred': [0.1, np.inf, 0, 1]}, 'for b is not between'),
         ({'pred': ['0.1', 'high', '0', '1']}, 'for b is not between'),
     ],
 )
-def test_what_differs_from_folds_csv_is_refused_by_name(changes, says, tmp_path):
-    path = write(tmp_path / 'oof.csv', **changes)
+def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
     with pytest.raises(Stop, match=says) as stopped:
-        blending.aligned(path, ROWS, ('target', 'fold'))
-    assert str(path) in str(stopped.value)
+        blending.read_oofs([write(tmp_path / 'run', **changes)], labelled)
+    assert str(tmp_path / 'run' / 'oof.csv') in str(stopped.value)
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [({'image_name': list('abcx')}, '2 are in one'), ({'fold': [0, 0, 1, 0]}, 'another fold')],
+)
+def test_a_run_trained_here_must_hold_just_the_rows_of_folds_csv(changes, says, tmp_path, labelled):
+    run = write(tmp_path / 'run', **changes)
+    blending.read_oofs([run], labelled)  # anybody's may differ
+    (run / 'config.json').write_text('{}')
+    with pytest.raises(Stop, match=says):
+        blending.read_oofs([run], labelled)
+
+
+def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
+    ours = write(tmp_path / 'ours')
+    theirs = write(
+        tmp_path / 'theirs', image_name=list('dxba'), target=[1, 0, 1, 0], fold=[3, 3, 4, 4]
+    )
+    runs = blending.read_oofs([ours, theirs], labelled)
+    assert runs.rows.image_name.tolist() == ['a', 'b', 'd'] and runs.left_out == 2
+    assert runs.preds[:, 1].tolist() == [0.7, 0.2, 0.1]
+    assert runs.folds.tolist() == [[0, 4], [0, 4], [1, 3]]
+    with pytest.raises(Stop, match='no labelled image in common'):
+        other = write(tmp_path / 'other', image_name=list('pqrs'))
+        blending.read_oofs([ours, other], labelled)
+
+
+def test_without_folds_csv_patients_are_the_groups_and_folds_are_drawn(tmp_path):
+    n = 40
+    table = pd.DataFrame(
+        {
+            'image_name': [f'i{k}' for k in range(n)],
+            'target': [0, 1] * (n // 2),
+            'pred': 0.5,
+            'patient_id': [None if k < 4 else f'p{k // 4}' for k in range(n)],
+        }
+    )
+    (tmp_path / 'a').mkdir()
+    table.to_csv(tmp_path / 'a' / 'oof.csv', index=False)
+    runs = blending.read_oofs([tmp_path / 'a'], None)
+    assert runs.rows.group.tolist()[:5] == ['i0', 'i1', 'i2', 'i3', 'p1']
+    assert sorted(set(runs.rows.fold)) == [0, 1, 2, 3, 4]
+    assert (runs.rows.groupby('group').fold.nunique() == 1).all()
+    assert (runs.folds[:, 0] == runs.rows.fold).all()
+
+
+def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
+    pred = [0.023192234586761395, 5e-324, 0.1 + 0.2, 1.0]
+    write(tmp_path / 'a', 'test.csv', pred=pred)
+    submission = write(tmp_path / 'b', 'test.csv', pred=pred) / 'test.csv'
+    text = submission.read_text().replace('target', 'x').replace('pred', 'target')
+    submission.write_text(text)  # as Kaggle has it
+    tests = blending.read_tests([tmp_path / 'a', tmp_path / 'b'], ROWS)
+    assert tests.index.tolist() == list('abcd')
+    assert tests.a.tolist() == pred == tests.b.tolist()
+    write(tmp_path / 'b', 'test.csv', image_name=list('abcx'))
+    with pytest.raises(Stop, match='2 are in one of them only, such as d'):
+        blending.read_tests([tmp_path / 'a', tmp_path / 'b'], None)
+    assert blending.read_tests([tmp_path], None) is None
+    with pytest.raises(Stop, match=r'test\.csv is missing'):
+        blending.read_tests([tmp_path / 'a', tmp_path], None)
+
+
+def three_runs(n=3000, seed=0) -> blending.Together:
+    """Two runs that know different things, and one that is the first with noise."""
+    rng = np.random.default_rng(seed)
+    target = (rng.random(n) < 0.1).astype(int)
+    fold = rng.integers(5, size=n)
+    a, b = (rng.normal(size=n) + target for _ in range(2))
+    c = a + rng.normal(0, 2, size=n)
+    preds = 1 / (1 + np.exp(-np.column_stack([a, b, c])))
+    rows = pd.DataFrame({'target': target, 'fold': fold, 'group': range(n), 'source': 'x'})
+    return blending.Together(rows, list('abc'), preds, np.column_stack([fold] * 3), 0)
+
+
+def auc(runs, pred):
+    return roc_auc_score(runs.rows.target, pred)
 
 
 def test_the_mean_is_plain():
-    preds = {'a': np.array([0.0, 1.0]), 'b': np.array([0.5, 0.0])}
-    assert blending.mean(preds).tolist() == [0.25, 0.5]
+    runs = three_runs()
+    found, of_test = blending.blend('mean', runs, 3)
+    np.testing.assert_allclose(found.oof, runs.preds.mean(1), atol=1e-15)
+    np.testing.assert_allclose(of_test(runs.preds), runs.preds.mean(1), atol=1e-15)
+    assert found.naive is None and found.weights.tolist() == [1 / 3] * 3
+    without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
+    assert found.without == pytest.approx(without)
+    assert blending.blend('mean', None, 3)[0].oof is None
+
+
+def test_ranks_are_within_fold_for_oof_and_among_themselves_for_test():
+    runs = three_runs()
+    high = blending.Together(runs.rows, runs.names, runs.preds.copy(), runs.folds, 0)
+    high.preds[runs.rows.fold == 2] = 0.9 + high.preds[runs.rows.fold == 2] / 10
+    a, of_test = blending.blend('rank', runs, 3)
+    b, _ = blending.blend('rank', high, 3)
+    np.testing.assert_allclose(a.oof, b.oof)  # a fold's level is nothing to it
+    ranks = pd.DataFrame(runs.preds).rank() - 0.5
+    np.testing.assert_allclose(of_test(runs.preds), ranks.mean(axis=1) / len(ranks))
+
+
+def test_the_climb_finds_what_helps_and_leaves_out_what_does_not():
+    runs = three_runs()
+    target = runs.rows.target.to_numpy()
+    weights = blending.climb(runs.preds, target)
+    assert weights.sum() == pytest.approx(1) and weights[2] < 0.1 and min(weights[:2]) > 0.3
+    best = max(auc(runs, runs.preds[:, k]) for k in range(3))
+    assert auc(runs, runs.preds @ weights) > best + 0.02
+    # each step is the best there is: plain hill climbing by scikit-learn finds the same
+    total, counts, seen = np.zeros(len(target)), np.zeros(3), []
+    for _ in range(blending.N_STEPS):
+        aucs = [roc_auc_score(target, total + p) for p in runs.preds.T]
+        counts[np.argmax(aucs)] += 1
+        total = total + runs.preds[:, np.argmax(aucs)]
+        seen.append((max(aucs), counts / counts.sum()))
+    np.testing.assert_allclose(weights, max(seen, key=lambda s: s[0])[1])
+
+
+def test_the_stack_is_penalised_logistic_regression_on_logits():
+    runs = three_runs()
+    found, of_test = blending.blend('stack', runs, 3)
+    x = np.log(runs.preds / (1 - runs.preds))
+    model = LogisticRegression(C=blending.STACK_C).fit(x, runs.rows.target)
+    np.testing.assert_allclose(of_test(runs.preds), model.predict_proba(x)[:, 1], atol=1e-4)
+    assert auc(runs, found.oof) > max(auc(runs, runs.preds[:, k]) for k in range(3)) + 0.02
+    assert np.isfinite(of_test(np.array([[0.0, 1.0, 0.5]]))).all()
+
+
+@pytest.mark.parametrize('how', ['greedy', 'stack'])
+def test_fitted_weights_are_judged_on_folds_that_they_have_not_seen(how):
+    runs = three_runs(n=600)
+    rng = np.random.default_rng(1)
+    runs.preds = rng.random((600, 30))  # nothing to be known
+    runs.names, runs.folds = list(map(str, range(30))), np.column_stack([runs.folds[:, 0]] * 30)
+    found, _ = blending.blend(how, runs, 30)
+    assert auc(runs, found.naive) > 0.6  # optimistic
+    assert abs(auc(runs, found.oof) - 0.5) < 0.07
+    in_fold = (runs.rows.fold == 2).to_numpy()
+    runs.rows['target'] = np.where(in_fold, 1 - runs.rows.target, runs.rows.target)
+    other, _ = blending.blend(how, runs, 30)
+    np.testing.assert_array_equal(found.oof[in_fold], other.oof[in_fold])
+    assert (found.oof[~in_fold] != other.oof[~in_fold]).any()
+
+
+def test_weights_by_hand_are_read_and_scaled():
+    assert blending.mixed('a=.5, b=1.5') == {'a': 0.25, 'b': 0.75}
+    tenth = blending.mixed(','.join(f'r{k}=.1' for k in range(10)))
+    assert set(tenth.values()) == {0.1}  # as typed, though ten of them are .9999999999999999
+    for wrong in ('a', 'a=', '=1', 'a=-1', 'a=x', 'a=nan', 'a=1,a=2', 'a=0', ''):
+        with pytest.raises(Stop, match=r'--mix|weights'):
+            blending.mixed(wrong)
+
+
+def test_each_run_is_compared_with_the_best_and_with_the_others():
+    runs = three_runs()
+    blended, _ = blending.blend('mean', runs, 3)
+    found = blending.compare(runs, blended)
+    assert [run['auc'].value for run in found.values()] == [auc(runs, p) for p in runs.preds.T]
+    best = max(found, key=lambda name: found[name]['auc'].value)
+    assert [n for n, run in found.items() if run['difference'] is None] == [best]
+    rho = score.rank_correlations(runs.preds.T)
+    assert found['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
+    text = blending.lines(found)
+    assert f'{blended.without[2]:.4f}' in text and 'the best' in text
+
+
+def test_the_third_places_own_blend_comes_out(ok, shared, tmp_path):
+    folder = shared / 'data' / 'predictions' / 'masdevallia_3rd'
+    models = sorted(folder.glob('submission_EfficientNet*.csv'))
+    assert len(models) == 8
+    weights = {path.stem.removeprefix('submission_'): 0.1 for path in models}
+    weights['simple_baseline'] = 0.2
+    for name in weights:
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        text = (folder / f'submission_{name}.csv').read_text()
+        (tmp_path / 'runs' / name / 'test.csv').write_text(text)
+    out = ok(
+        'blend.py', '--home', tmp_path, '--mix', ','.join(f'{n}={w}' for n, w in weights.items())
+    )
+    assert 'no out-of-fold score' in out
+    found = pd.read_csv(tmp_path / 'submission.csv', converters={'target': float})
+    theirs = pd.read_csv(folder / 'ensemble.csv', converters={'target': float})
+    theirs = theirs.set_index('image_name').target[found.image_name].to_numpy()
+    assert len(found) == 10982 and np.abs(found.target - theirs).max() < 1e-15
+    assert json.loads((tmp_path / 'report' / 'scores.json').read_text())['blend']['mix'] == weights
