@@ -105,7 +105,7 @@ def main(
     if files.unfinished(run, folds):
         print(files.to_train(run, folds))
     else:
-        summarize(run, folds)
+        summarize(run, table)
 
 
 PLACES = ('home', 'name', 'fold', 'lr_find', 'workers')  # flags that change no result
@@ -132,20 +132,27 @@ def prepare(fold: int, table, config: dict, start: Path | None, workers: int | N
 
 
 def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> None:
-    """Train on the other folds and score this one: weights, history.csv, run.json, oof.csv."""
+    """Train on the other folds and score this one: all that lies in `folder`, oof.csv last."""
+    import pandas as pd
+    from fastai.torch_core import to_np
+
     from lib import model
     from lib.learner import History, StopOnNaN, precision
     from lib.loaders import loader
     from lib.predict import predict
+    from lib.report import draw_batch, draw_history
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
     learn, cbs = prepare(fold, table, config, start, workers)
     device = learn.dls.device
     print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
+    x, y = learn.dls.train.one_batch()
+    draw_batch(folder / 'batch.png', to_np(x), to_np(y), config['mean'], config['std'])
     div = config['lr_max'] / config['lr_min']
     cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
     learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    draw_history(folder / 'history.png', pd.read_csv(folder / 'history.csv'))
     model.save(learn.model, folder / model.WEIGHTS)
 
     # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
@@ -171,15 +178,19 @@ def find_rates(folder: Path, fold: int, table, config: dict, start, workers) -> 
     print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')
 
 
-def summarize(run: Path, folds: list[int]) -> None:
-    """Print the pooled OOF AUC."""
+def summarize(run: Path, table) -> None:
+    """Print what the out-of-fold predictions of all folds are worth, and write scores.json."""
     import pandas as pd
 
     from lib import score
 
-    oof = pd.concat([pd.read_csv(run / f'fold{k}' / 'oof.csv') for k in folds], ignore_index=True)
-    print(f'{run} is trained. Pooled out-of-fold AUC [95 % interval over patients or lesions]:')
-    print(score.table(oof, ['pred_plain']))
+    paths = [run / f'fold{k}' / 'oof.csv' for k in sorted(set(table.fold))]
+    oof = pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
+    oof = table.merge(oof[['image_name', 'pred_plain']], on='image_name')
+    found = {'pred_plain': score.summary(oof, 'pred_plain')}
+    files.write_json(run / 'scores.json', found)
+    print(f'{run} is trained. Out of fold [95 % interval over patients or lesions]:')
+    print(score.lines(found))
 
 
 if __name__ == '__main__':
