@@ -2,6 +2,7 @@
 
 python infer.py --n_tta 15        # mean of 15 augmented passes, the plain pass beside it
 python infer.py --n_tta 0         # the plain pass alone: 16 times faster
+python infer.py --images DIR --out FILE.csv     # any other images, by all runs together
 """
 
 from pathlib import Path
@@ -16,6 +17,10 @@ def main(
     n_tta: int = 15,
     batch_size: int = 32,
     seed: int = 0,
+    prior: float | None = None,
+    images: str | None = None,
+    out: str | None = None,
+    sensitivity: float = 0.95,
     workers: int | None = None,
     compile: bool = False,
 ) -> None:
@@ -29,17 +34,28 @@ def main(
         n_tta: passes of test-time augmentation, each a new draw of the run's own augmentation.
         batch_size: images a step.
         seed: of what the augmentation draws.
+        prior: the rate of melanomas that `prob` is for; by default that of the competition's own
+            images.
+        images: predict this folder of images, or this one image, instead; writes --out alone.
+        out: the CSV for --images: image_name, pred, prob, and class at the threshold.
+        sensitivity: for --images, the share of melanomas that the threshold must find, chosen on
+            the out-of-fold predictions.
         workers: processes that read images; by default one a core beside a GPU, else none.
         compile: torch.compile the models first; takes a minute, pays for thousands of images.
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
     cli.at_least(1, batch_size=batch_size)
+    cli.rate(prior=prior, sensitivity=sensitivity)
+    if (images is None) != (out is None):
+        raise cli.Stop('--images DIR and --out FILE.csv go together')
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
+    options = {'n_tta': n_tta, 'batch_size': batch_size, 'workers': workers, 'compile': compile}
+    if images is not None:
+        return predict_images(runs, Path(images), Path(out), seed, prior, sensitivity, options)
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    import pandas as pd
-
-    from lib import images, score, tables
+    from lib import images as cache
+    from lib import tables
 
     table = tables.read_folds(folds_path)
     folds = sorted(table.fold.dropna().astype(int).unique())
@@ -52,15 +68,11 @@ def main(
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
         if begin(run, plan):
-            table['cached'] = images.cache(table, Path(home), config['size'])
-            predict_run(run, table, folds, n_tta, batch_size, seed, workers, compile)
+            table['cached'] = cache.cache(table, Path(home), config['size'])
+            predict_run(run, table, folds, seed, options)
         else:
             print(f'{run} is finished with these weights and flags')
-        oof = pd.read_csv(run / 'oof.csv')
-        print(f'{run}: pooled out-of-fold AUC [95 % interval over patients or lesions]')
-        print(score.table(oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain']))
-        if n_tta:
-            print(f'{n_tta} TTA passes change it by {score.difference(oof, "pred", "pred_plain")}')
+        summarize(run, table, n_tta, prior)
 
 
 def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
@@ -88,10 +100,36 @@ def begin(run: Path, plan: dict) -> bool:
     return True
 
 
-def predict_run(
-    run: Path, table, folds: list, n_tta: int, batch_size: int, seed: int, workers, compile: bool
-) -> None:
+def predict_run(run: Path, table, folds: list, seed: int, options: dict) -> None:
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
+    import pandas as pd
+
+    from lib.tables import OOF_COLUMNS, read_csv
+
+    n_tta = options['n_tta']
+    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
+    for k in folds:
+        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
+        if not path.exists():
+            print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
+            pred = passes(run, rows, [k], (seed, k), f'fold {k}', **options)
+            files.write_csv(path, rows[OOF_COLUMNS].join(pred))
+    if not (run / 'test.csv').exists():
+        test = table[table.split == 'test']
+        print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
+        pred = passes(run, test, folds, (seed, len(folds)), 'test', **options)
+        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
+    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
+    files.write_csv(run / 'oof.csv', oof)
+
+
+def passes(
+    run: Path, rows, folds: list, seed: tuple, label: str, n_tta, batch_size, workers, compile
+):
+    """`pred` and `pred_plain` for the images `rows.cached`, the mean of these folds' models.
+
+    Returns: two columns with the index of `rows`.
+    """
     import pandas as pd
     import torch
     from fastai.vision.all import DataLoaders
@@ -101,33 +139,94 @@ def predict_run(
     from lib.learner import learner
     from lib.loaders import loader
     from lib.predict import predict
-    from lib.tables import OOF_COLUMNS, read_csv
 
     config = files.read_config(run)
     tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
+    paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
+    nets = [model.load(config['arch'], config['size'], path) for path in paths]
+    net = model.Mean(map(torch.compile, nets) if compile else nets)
+    dl = loader(rows.cached, [0] * len(rows), tfms, batch_size, workers=workers)
+    pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
+    return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
-    def passes(rows, folds: list[int], seed: tuple[int, ...], label: str):
-        """`pred` and `pred_plain` for `rows`, the mean of these folds' models: two columns."""
-        paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
-        nets = [model.load(config['arch'], config['size'], path) for path in paths]
-        net = model.Mean(map(torch.compile, nets) if compile else nets)
-        dl = loader(rows.cached, rows.target.fillna(0), tfms, batch_size, workers=workers)
-        pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
-        return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
-    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    for k in folds:
-        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
-        if not path.exists():
-            print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
-            files.write_csv(path, rows[OOF_COLUMNS].join(passes(rows, [k], (seed, k), f'fold {k}')))
-    if not (run / 'test.csv').exists():
-        test = table[table.split == 'test']
-        print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
-        pred = passes(test, folds, (seed, len(folds)), 'test')
-        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
-    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
-    files.write_csv(run / 'oof.csv', oof)
+def summarize(run: Path, table, n_tta: int, prior: float | None) -> None:
+    """Add `prob` to oof.csv and test.csv; print what the predictions are worth: scores.json."""
+    from lib import probability, score
+    from lib.tables import read_csv
+
+    oof, test = read_csv(run / 'oof.csv'), read_csv(run / 'test.csv')
+    columns = ['pred_plain', 'pred'] if n_tta else ['pred_plain']
+    scored = table.merge(oof[['image_name', 'pred', 'pred_plain']], on='image_name')
+    scored = scored.astype({'pred': float, 'pred_plain': float, 'fold': int, 'target': int})
+    odds = probability.trained_odds_of([run], scored.target)
+    to = probability.rate(scored) if prior is None else prior
+    for name, rows in (('oof.csv', oof), ('test.csv', test)):
+        prob = probability.shift(rows.pred.to_numpy(dtype=float), to, odds)
+        if 'prob' not in rows or (rows.prob.to_numpy(dtype=float) != prob).any():
+            files.write_csv(run / name, rows.assign(prob=prob))
+    print(
+        f'{run}: out of fold [95 % interval over patients or lesions]; prob is for a rate {to:.4f}'
+    )
+    found = {column: score.summary(scored, column) for column in columns}
+    print(score.lines(found))
+    if n_tta:
+        both = [scored.pred, scored.pred_plain]
+        found['tta'] = score.compare(scored.target, both, scored.group, base=1)[2][0]
+        print(f'{n_tta} TTA passes change the AUC by {found["tta"]}')
+    files.write_json(run / 'scores.json', found)
+
+
+def predict_images(
+    runs: list[Path], folder: Path, out: Path, seed: int, prior: float | None, sensitivity: float,
+    options: dict,
+) -> None:  # fmt: skip
+    """Write `out` for the images in `folder`: the mean of the runs, each the mean of its folds."""
+    import tempfile
+
+    import numpy as np
+    import pandas as pd
+
+    from lib import blending, images, probability
+
+    table = images.table_of(folder)
+    oofs = blending.read_oofs(runs, None)
+    for run in runs:
+        made = files.inferred(run, folds_of(run))
+        if made != options['n_tta']:
+            raise cli.Stop(
+                f'{run} has out-of-fold predictions of {made} TTA passes, and a threshold holds '
+                f'for as many: add --n_tta {made}'
+            )
+    preds = []
+    for run in runs:
+        with tempfile.TemporaryDirectory() as home:  # no cache of images that come once
+            table['cached'] = images.cache(table, Path(home), files.read_config(run)['size'])
+            folds = folds_of(run)
+            seeds = (seed, len(folds))
+            preds.append(passes(run, table, folds, seeds, run.name, **options).pred)
+
+    rows, oof = oofs.rows, oofs.preds.mean(1)
+    own, named = probability.population(rows)
+    at = probability.threshold(rows.target[own].to_numpy(), oof[own], sensitivity)
+    odds = probability.trained_odds_of(runs, rows.target, np.full(len(runs), 1 / len(runs)))
+    pred = np.mean(preds, axis=0)
+    prob = probability.shift(pred, probability.rate(rows) if prior is None else prior, odds)
+    called = np.where(pred >= at, 'melanoma', 'benign')
+    found = pd.DataFrame(
+        {'image_name': table.image_name, 'pred': pred, 'prob': prob, 'class': called}
+    )
+    files.write_csv(out, found)
+    print(
+        f'{out}: {len(found)} images, {(called == "melanoma").sum()} called melanoma at pred '
+        f'{at:.4f}, which finds {sensitivity:.0%} of the melanomas out of fold ({named}). '
+        'This is no diagnosis'
+    )
+
+
+def folds_of(run: Path) -> list[int]:
+    """The folds that a run has weights of."""
+    return sorted(int(path.parent.name[4:]) for path in run.glob('fold*/model.safetensors'))
 
 
 if __name__ == '__main__':

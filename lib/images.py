@@ -43,6 +43,24 @@ def cache(table: pd.DataFrame, home: Path, size: int) -> list[Path]:
     return made
 
 
+def table_of(folder: Path) -> pd.DataFrame:
+    """The images in `folder` and below it, or this one image: image_name, path, source.
+
+    A name is the path from `folder` on, with its suffix. Raises: Stop where there is none.
+    """
+    if not folder.exists():
+        raise Stop(f'there is no {folder}')
+    known = Image.registered_extensions()
+    paths = [folder]
+    if folder.is_dir():
+        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in known and p.is_file())
+    if not paths:
+        raise Stop(f'there is no image in {folder}')
+    base = folder if folder.is_dir() else folder.parent
+    names = [p.relative_to(base).as_posix() for p in paths]
+    return pd.DataFrame({'image_name': names, 'path': list(map(str, paths)), 'source': 'images'})
+
+
 def square(path: Path, size: int) -> Image.Image:
     """The largest centred square of an image as a viewer shows it, at `size` x `size` pixels, RGB.
 

@@ -1,9 +1,14 @@
 """What several test files need: a small home with folds, made once, and the scripts as commands."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+import traceback
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -16,11 +21,37 @@ os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may ask a hub
 
 @pytest.fixture(scope='session')
 def script():
-    """`script('train.py', '--size', 64, cwd=...)`: the finished process, its output as text."""
+    """`script('train.py', '--size', 64, cwd=...)`: the finished command, its output as text.
+
+    It runs in this process: the seconds that a new one needs to import torch are most of a test.
+    """
 
     def run(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(ROOT / name), *map(str, args)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=240)
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8') for _ in range(2))
+        command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
+        os.chdir(cwd)
+        try:
+            with (
+                contextlib.redirect_stdout(out),
+                contextlib.redirect_stderr(err),
+                mock.patch.object(sys, 'argv', command),
+            ):
+                try:
+                    runpy.run_path(command[0], run_name='__main__')
+                except SystemExit as end:
+                    status = end.code if isinstance(end.code, int) else int(end.code is not None)
+                    if isinstance(end.code, str):
+                        print(end.code, file=sys.stderr)
+                except Exception:
+                    status = 1
+                    traceback.print_exc()
+        finally:
+            os.chdir(before)
+        texts = []
+        for stream in (out, err):
+            stream.flush()
+            texts.append(stream.buffer.getvalue().decode())
+        return subprocess.CompletedProcess(command, status, *texts)
 
     return run
 

@@ -59,11 +59,11 @@ def test_a_run_holds_what_the_design_promises(home):
     for fold in ('fold0', 'fold1'):
         names = {p.name for p in (run / fold).iterdir()}
         expected = {'model.safetensors', 'history.csv', 'run.json', 'oof.csv', 'tta_oof.csv'}
-        assert expected <= names
+        assert expected | {'history.png', 'batch.png'} <= names
     oof, test = pd.read_csv(run / 'oof.csv'), pd.read_csv(run / 'test.csv')
-    columns = 'image_name patient_id group source fold target pred pred_plain'
+    columns = 'image_name patient_id group source fold target pred pred_plain prob'
     assert oof.columns.tolist() == columns.split()
-    assert test.columns.tolist() == ['image_name', 'pred', 'pred_plain']
+    assert test.columns.tolist() == ['image_name', 'pred', 'pred_plain', 'prob']
     folds = pd.read_csv(home / 'folds.csv')
     assert set(oof.image_name) == set(folds[folds.split == 'train'].image_name)
     assert (oof.pred != oof.pred_plain).any()
@@ -82,11 +82,100 @@ def test_every_image_is_scored_by_the_model_that_did_not_see_it(home):
 def test_the_printed_auc_is_scikit_learns(home):
     oof = pd.read_csv(run_of(home) / 'oof.csv')
     trained, inferred, blended = ((home / f'{i}.log').read_text() for i in (1, 3, 4))
-    assert f'AUC {roc_auc_score(oof.target, oof.pred_plain):.4f}' in trained
-    assert f'AUC {roc_auc_score(oof.target, oof.pred):.4f}' in inferred
+    assert f' {roc_auc_score(oof.target, oof.pred_plain):.4f} [' in trained
+    assert f' {roc_auc_score(oof.target, oof.pred):.4f} [' in inferred
+    saved = json.loads((run_of(home) / 'scores.json').read_text())
+    for column in ('pred', 'pred_plain'):
+        auc = saved[column]['pooled']['auc'][0]
+        assert auc == pytest.approx(roc_auc_score(oof.target, oof[column]))
+    assert saved['tta'][0] == pytest.approx(
+        roc_auc_score(oof.target, oof.pred) - roc_auc_score(oof.target, oof.pred_plain)
+    )
     twin = pd.read_csv(home / 'runs' / 'twin' / 'oof.csv').set_index('image_name')
     both = (oof.pred + twin.pred[oof.image_name].to_numpy()) / 2
-    assert f'AUC {roc_auc_score(oof.target, both):.4f}' in blended
+    assert f' {roc_auc_score(oof.target, both):.4f} [' in blended
+    assert 'the shortcut floor' in blended and 'Brier' in blended
+
+
+def test_prob_is_pred_moved_once_to_the_rate_of_melanomas(home):
+    folds = pd.read_csv(home / 'folds.csv')
+    rate = folds.target.mean()
+    factor = rate / (1 - rate)  # trained at 1:1
+    for folder in (run_of(home), home / 'report'):
+        for name in ('oof.csv', 'test.csv'):
+            table = pd.read_csv(folder / name)
+            expected = table.pred * factor / (table.pred * factor + 1 - table.pred)
+            np.testing.assert_allclose(table.prob, expected, rtol=1e-9)
+    submission = pd.read_csv(home / 'submission.csv')
+    assert (submission.target == pd.read_csv(home / 'report' / 'test.csv').pred).all()
+
+
+def test_another_prior_moves_prob_and_predicts_nothing_again(copy, ok):
+    run = run_of(copy)
+    before = pd.read_csv(run / 'test.csv')
+    out = ok('infer.py', '--home', copy, '--n_tta', 2, '--only', run.name, '--prior', 0.5)
+    assert 'is finished' in out
+    after = pd.read_csv(run / 'test.csv')
+    assert (after.pred == before.pred).all() and (after.prob > before.prob).all()
+    np.testing.assert_allclose(after.prob, after.pred, rtol=1e-9)  # 1:1, as trained
+
+
+def test_a_blend_is_kept_can_be_blended_and_is_no_run_to_predict_with(copy, ok, script):
+    one = run_of(copy).name
+    ok('blend.py', '--home', copy, '--name', 'both', '--how', 'rank')
+    kept = copy / 'runs' / 'both'
+    assert {p.name for p in kept.iterdir()} == {'oof.csv', 'test.csv', 'blend.json'}
+    assert 'both' not in ok('infer.py', '--home', copy, '--n_tta', 2)
+    ok('blend.py', '--home', copy)
+    blend = json.loads((copy / 'report' / 'scores.json').read_text())['blend']
+    assert blend['runs'] == [one, 'twin']  # not the blend, unless it is named
+    ok('blend.py', '--home', copy, '--mix', f'both=.75,{one}=.25')
+    found = pd.read_csv(copy / 'submission.csv').target
+    tests = [pd.read_csv(copy / 'runs' / name / 'test.csv').pred for name in ('both', one)]
+    np.testing.assert_allclose(found, 0.75 * tests[0] + 0.25 * tests[1])
+    ok('blend.py', '--home', copy, '--name', 'both', '--how', 'rank')  # the same again
+    for name, how, says in (('both', 'mean', "how 'rank' (now 'mean')"), ('twin', 'mean', 'no b')):
+        done = script('blend.py', '--home', copy, '--name', name, '--how', how)
+        assert done.returncode == 1 and says in done.stderr
+    done = script('train.py', '--home', copy, *QUICK, '--name', 'both')
+    assert done.returncode == 1 and 'blend' in done.stderr
+
+
+def test_any_folder_of_images_is_predicted_with_a_threshold_from_out_of_fold(
+    copy, demo, ok, script, tmp_path
+):
+    folder, out = tmp_path / 'images', tmp_path / 'out.csv'
+    (folder / 'deep').mkdir(parents=True)
+    test = pd.read_csv(copy / 'runs' / 'twin' / 'test.csv').set_index('image_name')
+    for k, name in enumerate(test.index[:4]):
+        to = folder / ('deep' if k == 3 else '.') / f'{k}.jpg'
+        shutil.copy(demo / 'jpeg' / 'test' / f'{name}.jpg', to)
+    (folder / 'notes.txt').write_text('no image')
+    ask = ['infer.py', '--home', copy, '--images', folder, '--out', out]
+    text = ok(*ask, '--n_tta', 2, '--sensitivity', 0.8)
+    found = pd.read_csv(out)
+    assert found.columns.tolist() == ['image_name', 'pred', 'prob', 'class']
+    assert found.image_name.tolist() == ['0.jpg', '1.jpg', '2.jpg', 'deep/3.jpg']
+    oofs = [pd.read_csv(p).set_index('image_name') for p in copy.glob('runs/*/oof.csv')]
+    mean = (oofs[0].pred + oofs[1].pred[oofs[0].index]) / 2
+    melanomas = np.sort(mean[oofs[0].target == 1])[::-1]
+    at = melanomas[int(np.ceil(0.8 * len(melanomas))) - 1]
+    assert (found['class'] == np.where(found.pred >= at, 'melanoma', 'benign')).all()
+    assert f'{at:.4f}' in text and 'no diagnosis' in text
+
+    ok('infer.py', '--home', copy, '--n_tta', 0)
+    ok('infer.py', '--home', copy, '--images', folder / '0.jpg', '--out', out, '--n_tta', 0)
+    plain = np.mean([pd.read_csv(p).pred_plain[0] for p in copy.glob('runs/*/test.csv')])
+    assert pd.read_csv(out).pred.tolist() == pytest.approx([plain], abs=1e-4)
+    (folder / 'bad.jpg').write_bytes(b'no JPEG')
+    for extra, says in (
+        (['--n_tta', 0], 'bad.jpg'),
+        (['--n_tta', 3], 'add --n_tta 0'),
+        (['--n_tta', 0, '--sensitivity', 1.5], '--sensitivity'),
+    ):
+        done = script(*ask, *extra)
+        assert done.returncode in (1, 2) and says in done.stderr, done.stderr
+    assert len(pd.read_csv(out)) == 1  # what was there is whole
 
 
 def test_what_is_finished_is_not_done_again_and_what_is_missing_is(copy, ok):
@@ -104,7 +193,7 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(copy, ok):
     assert ok('infer.py', '--home', copy, '--n_tta', 2).count('is finished') == 2
     assert (run / 'oof.csv').stat().st_mtime_ns == before
     plain = ok('infer.py', '--home', copy, '--n_tta', 0, '--only', run.name)
-    assert 'is finished' not in plain and 'TTA' not in plain
+    assert 'is finished' not in plain and 'TTA passes change' not in plain
     oof = pd.read_csv(run / 'oof.csv')
     assert (oof.pred == oof.pred_plain).all()
 
