@@ -4,9 +4,10 @@ python infer.py --n_tta 15        # mean of 15 augmented passes, the plain pass 
 python infer.py --n_tta 0         # the plain pass alone: 16 times faster
 """
 
+from functools import partial
 from pathlib import Path
 
-from lib import cli, files
+from lib import cli, files, ranks
 
 
 def main(
@@ -17,6 +18,7 @@ def main(
     batch_size: int = 32,
     seed: int = 0,
     workers: int | None = None,
+    precision: str = 'auto',
     compile: bool = False,
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
@@ -30,6 +32,7 @@ def main(
         batch_size: images a step.
         seed: of what the augmentation draws.
         workers: processes that read images; by default one a core beside a GPU, else none.
+        precision: fp32, bf16 or fp16; by default half precision where the device has it.
         compile: torch.compile the models first; takes a minute, pays for thousands of images.
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
@@ -39,8 +42,12 @@ def main(
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
     import pandas as pd
 
-    from lib import images, score, tables
+    from lib import images, learner, loaders, model, score, tables
 
+    ranks.start()
+    precision = learner.resolve(precision, loaders.default_device())
+    if compile:
+        model.check_compiler()
     table = tables.read_folds(folds_path)
     folds = sorted(table.fold.dropna().astype(int).unique())
     ready = [run for run in runs if is_ready(run, folds, folds_path)]
@@ -48,12 +55,13 @@ def main(
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in ready:
         config = files.read_config(run)
-        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
+        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size, 'precision': precision}
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
-        if begin(run, plan):
-            table['cached'] = images.cache(table, Path(home), config['size'])
-            predict_run(run, table, folds, n_tta, batch_size, seed, workers, compile)
+        if ranks.first_does(partial(begin, run, plan)):
+            made = partial(images.cache, table, Path(home), config['size'])
+            table['cached'] = ranks.first_does(made)
+            predict_run(run, table, folds, n_tta, batch_size, seed, workers, precision, compile)
         else:
             print(f'{run} is finished with these weights and flags')
         oof = pd.read_csv(run / 'oof.csv')
@@ -89,45 +97,54 @@ def begin(run: Path, plan: dict) -> bool:
 
 
 def predict_run(
-    run: Path, table, folds: list, n_tta: int, batch_size: int, seed: int, workers, compile: bool
+    run: Path,
+    table,
+    folds: list,
+    n_tta: int,
+    batch_size: int,
+    seed: int,
+    workers,
+    precision,
+    compile,
 ) -> None:
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
     import pandas as pd
-    import torch
-    from fastai.vision.all import DataLoaders
 
     from lib import model
     from lib.augment import recipe
-    from lib.learner import learner
-    from lib.loaders import loader
     from lib.predict import predict
     from lib.tables import OOF_COLUMNS, read_csv
 
     config = files.read_config(run)
     tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
 
-    def passes(rows, folds: list[int], seed: tuple[int, ...], label: str):
+    def passes(rows, folds: list[int], label: str):
         """`pred` and `pred_plain` for `rows`, the mean of these folds' models: two columns."""
-        paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
-        nets = [model.load(config['arch'], config['size'], path) for path in paths]
-        net = model.Mean(map(torch.compile, nets) if compile else nets)
-        dl = loader(rows.cached, rows.target.fillna(0), tfms, batch_size, workers=workers)
-        pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
+        nets = []
+        for k in folds:
+            net = model.load(config['arch'], config['size'], run / f'fold{k}' / model.WEIGHTS)
+            net = model.for_inference(net, config['size'], precision)
+            nets.append(model.compile(net) if compile else net)
+        pred, plain = predict(nets, rows.cached, tfms, batch_size, n_tta, seed, workers, label)
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
+    def pool() -> None:
+        oof = pd.concat([read_csv(path) for path in oofs])  # digits as text
+        files.write_csv(run / 'oof.csv', oof)
+
+    oofs, test_path = [run / f'fold{k}' / 'tta_oof.csv' for k in folds], run / 'test.csv'
+    done = ranks.first_does(lambda: [path for path in (*oofs, test_path) if path.exists()])
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    for k in folds:
-        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
-        if not path.exists():
+    for k, path in zip(folds, oofs, strict=True):
+        if path not in done:
+            rows = labelled[labelled.fold == k]
             print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
-            files.write_csv(path, rows[OOF_COLUMNS].join(passes(rows, [k], (seed, k), f'fold {k}')))
-    if not (run / 'test.csv').exists():
+            files.write_csv(path, rows[OOF_COLUMNS].join(passes(rows, [k], f'fold {k}')))
+    if test_path not in done:
         test = table[table.split == 'test']
         print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
-        pred = passes(test, folds, (seed, len(folds)), 'test')
-        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
-    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
-    files.write_csv(run / 'oof.csv', oof)
+        files.write_csv(test_path, test[['image_name']].join(passes(test, folds, 'test')))
+    ranks.first_does(pool)
 
 
 if __name__ == '__main__':
