@@ -32,7 +32,7 @@ def main(
         batch_size: images a step.
         seed: of what the augmentation draws.
         workers: processes that read images; by default one a core beside a GPU, else none.
-        precision: fp32, bf16 or fp16; by default half precision where the device has it.
+        precision: fp32, bf16 or fp16; by default the lowest that keeps the predictions.
         compile: torch.compile the models first; takes a minute, pays for thousands of images.
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
@@ -45,7 +45,7 @@ def main(
     from lib import images, learner, loaders, model, score, tables
 
     ranks.start()
-    precision = learner.resolve(precision, loaders.default_device())
+    learner.resolve(precision, loaders.default_device())
     if compile:
         model.check_compiler()
     table = tables.read_folds(folds_path)
@@ -55,13 +55,17 @@ def main(
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in ready:
         config = files.read_config(run)
-        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size, 'precision': precision}
+        plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
-        if ranks.first_does(partial(begin, run, plan)):
-            made = partial(images.cache, table, Path(home), config['size'])
+        plan['precision'] = ranks.first_does(partial(begun_in, run, plan, precision))
+        made = partial(images.cache, table, Path(home), config['size'])
+        if plan['precision'] == 'auto':
             table['cached'] = ranks.first_does(made)
-            predict_run(run, table, folds, n_tta, batch_size, seed, workers, precision, compile)
+            plan['precision'] = find_precision(run, table, folds[0], batch_size, workers)
+        if ranks.first_does(partial(begin, run, plan)):
+            table['cached'] = ranks.first_does(made)
+            predict_run(run, table, folds, plan, workers, compile)
         else:
             print(f'{run} is finished with these weights and flags')
         oof = pd.read_csv(run / 'oof.csv')
@@ -84,6 +88,14 @@ def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
     return not missing
 
 
+def begun_in(run: Path, plan: dict, precision: str) -> str:
+    """`precision`, but what 'auto' was found to be if the rest of the plan was begun before."""
+    path = run / 'infer.json'
+    saved = files.read_json(path) if path.exists() else {}
+    same = saved == plan | {'precision': saved.get('precision')}
+    return saved['precision'] if precision == 'auto' and same else precision
+
+
 def begin(run: Path, plan: dict) -> bool:
     """Make infer.json say what is being done; False if just that is finished already."""
     made = [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]
@@ -96,17 +108,19 @@ def begin(run: Path, plan: dict) -> bool:
     return True
 
 
-def predict_run(
-    run: Path,
-    table,
-    folds: list,
-    n_tta: int,
-    batch_size: int,
-    seed: int,
-    workers,
-    precision,
-    compile,
-) -> None:
+def find_precision(run: Path, table, fold: int, batch_size: int, workers: int | None) -> str:
+    """The lowest precision that keeps the predictions of one of the run's models."""
+    from lib import model
+    from lib.augment import recipe
+    from lib.predict import lowest
+
+    config = files.read_config(run)
+    size, tfms = config['size'], recipe(config['mean'], config['std'])
+    net = model.load(config['arch'], size, run / f'fold{fold}' / model.WEIGHTS)
+    return lowest(net, size, table.cached, tfms, batch_size, workers)
+
+
+def predict_run(run: Path, table, folds: list, plan: dict, workers, compile: bool) -> None:
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
     import pandas as pd
 
@@ -117,15 +131,17 @@ def predict_run(
 
     config = files.read_config(run)
     tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
+    arch, size, n_tta = config['arch'], config['size'], plan['n_tta']
+    drawn = plan['batch_size'], n_tta, plan['seed']
 
     def passes(rows, folds: list[int], label: str):
         """`pred` and `pred_plain` for `rows`, the mean of these folds' models: two columns."""
         nets = []
         for k in folds:
-            net = model.load(config['arch'], config['size'], run / f'fold{k}' / model.WEIGHTS)
-            net = model.for_inference(net, config['size'], precision)
+            net = model.load(arch, size, run / f'fold{k}' / model.WEIGHTS)
+            net = model.for_inference(net, size, plan['precision'])
             nets.append(model.compile(net) if compile else net)
-        pred, plain = predict(nets, rows.cached, tfms, batch_size, n_tta, seed, workers, label)
+        pred, plain = predict(nets, rows.cached, tfms, *drawn, workers, label)
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
     def pool() -> None:

@@ -83,7 +83,7 @@ def main(
     if compile:
         model.check_compiler()
     best = learner.resolve(precision, device)
-    how = {'workers': workers, 'compile': compile, 'train_in': best, 'predict_in': best}
+    how = {'workers': workers, 'compile': compile, 'train_in': best, 'predict_in': precision}
     table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
     table = tables.read_folds(table_path)
     table = table[table.split == 'train'].reset_index(drop=True)
@@ -164,14 +164,14 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     """Train on the other folds and score this one: weights, history.csv, run.json, oof.csv."""
     from lib import model
     from lib.learner import History, StopOnNaN, distributed
-    from lib.predict import predict
+    from lib.predict import lowest, predict
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
     learn, cbs = prepare(fold, table, config, start, how)
     device = learn.dls.device
     about = files.environment(str(device)) | {'processes': ranks.WORLD}
-    about |= {'precision': how['train_in'], 'scored_in': how['predict_in']}
+    about['precision'] = how['train_in']
     files.write_json(folder / 'run.json', about)
     each = f' in {ranks.WORLD} processes' if ranks.WORLD > 1 else ''
     n, precision = learn.dls.train.n, how['train_in']
@@ -185,9 +185,13 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
     oof = table[table.fold == fold]
     tfms = list(learn.dls.valid.after_batch.fs)
-    net = model.for_inference(learn.model, config['size'], how['predict_in'])
-    batch_size, workers = 4 * config['batch_size'], how['workers']
-    pred = predict([net], oof.cached, tfms, batch_size, workers=workers, label='score')[1]
+    net, size, paths = learn.model, config['size'], oof.cached
+    batch_size, workers, precision = 4 * config['batch_size'], how['workers'], how['predict_in']
+    if precision == 'auto':
+        precision = lowest(net, size, paths, tfms, batch_size, workers)
+    net = model.for_inference(net, size, precision)
+    pred = predict([net], paths, tfms, batch_size, workers=workers, label='score')[1]
+    about['scored_in'] = precision
     seconds = round(time.perf_counter() - clock, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})
     files.write_csv(folder / 'oof.csv', oof[OOF_COLUMNS].assign(pred_plain=pred))  # last: finished

@@ -11,7 +11,7 @@ from lib.augment import recipe
 from lib.cli import Stop
 from lib.learner import learner, seed_all
 from lib.loaders import loader
-from lib.predict import predict
+from lib.predict import lowest, predict
 
 STATS = ((0.5,) * 3, (0.25,) * 3)
 
@@ -86,6 +86,21 @@ def test_half_precision_keeps_the_predictions_and_their_order(nets, paths):
     assert 0 < np.abs(half[0] - single[0]).max() < 0.02
     assert len(set(half[1])) == 7  # logits of 8 bits would make ties
     assert (np.argsort(half[0]) == np.argsort(single[0])).all()
+
+
+def test_the_lowest_precision_that_keeps_the_predictions_is_chosen(paths, monkeypatch):
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: True)
+    tfms = recipe(*STATS)
+    assert lowest(make(), 64, paths, tfms, 3) == 'bf16'
+    sharp = make()
+    ((x, _),) = loader(paths, [0] * len(paths), tfms, len(paths))
+    with torch.no_grad():  # differences of features decide that half precision does not see
+        sharp.fc.weight *= 50
+        sharp.fc.bias -= sharp(torch.Tensor(x)).mean()
+    assert lowest(sharp, 64, paths, tfms, 3) == 'fp32'
+    assert sharp.fc.weight.dtype == torch.float32  # and the model itself is left alone
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)
+    assert lowest(make(), 64, paths, tfms, 3) == 'fp32'
 
 
 def test_the_seed_and_the_batch_number_decide_the_draw(nets, paths):
