@@ -5,9 +5,10 @@ python infer.py --n_tta 0         # the plain pass alone: 16 times faster
 python infer.py --images DIR --out FILE.csv     # any other images, by all runs together
 """
 
+from functools import partial
 from pathlib import Path
 
-from lib import cli, files
+from lib import cli, files, ranks
 
 
 def main(
@@ -22,6 +23,7 @@ def main(
     out: str | None = None,
     sensitivity: float = 0.95,
     workers: int | None = None,
+    precision: str = 'auto',
     compile: bool = False,
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
@@ -41,6 +43,7 @@ def main(
         sensitivity: for --images, the share of melanomas that the threshold must find, chosen on
             the out-of-fold predictions.
         workers: processes that read images; by default one a core beside a GPU, else none.
+        precision: fp32, bf16 or fp16; by default the lowest that keeps the predictions.
         compile: torch.compile the models first; takes a minute, pays for thousands of images.
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
@@ -49,14 +52,19 @@ def main(
     if (images is None) != (out is None):
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
-    options = {'n_tta': n_tta, 'batch_size': batch_size, 'workers': workers, 'compile': compile}
-    if images is not None:
-        return predict_images(runs, Path(images), Path(out), seed, prior, sensitivity, options)
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
     from lib import images as cache
-    from lib import tables
+    from lib import learner, loaders, model, tables
 
+    ranks.start()
+    learner.resolve(precision, loaders.default_device())
+    if compile:
+        model.check_compiler()
+    if images is not None:
+        drawn = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
+        how = {'workers': workers, 'compile': compile}
+        return predict_images(runs, Path(images), Path(out), prior, sensitivity, drawn, how)
     table = tables.read_folds(folds_path)
     folds = sorted(table.fold.dropna().astype(int).unique())
     ready = [run for run in runs if is_ready(run, folds, folds_path)]
@@ -67,9 +75,14 @@ def main(
         plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
-        if begin(run, plan):
-            table['cached'] = cache.cache(table, Path(home), config['size'])
-            predict_run(run, table, folds, seed, options)
+        plan['precision'] = ranks.first_does(partial(begun_in, run, plan, precision))
+        made = partial(cache.cache, table, Path(home), config['size'])
+        if plan['precision'] == 'auto':
+            table['cached'] = ranks.first_does(made)
+            plan['precision'] = find_precision(run, table, folds[0], batch_size, workers)
+        if ranks.first_does(partial(begin, run, plan)):
+            table['cached'] = ranks.first_does(made)
+            predict_run(run, table, folds, plan, workers, compile)
         else:
             print(f'{run} is finished with these weights and flags')
         summarize(run, table, n_tta, prior)
@@ -88,6 +101,14 @@ def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
     return not missing
 
 
+def begun_in(run: Path, plan: dict, precision: str) -> str:
+    """`precision`, but what 'auto' was found to be if the rest of the plan was begun before."""
+    path = run / 'infer.json'
+    saved = files.read_json(path) if path.exists() else {}
+    same = saved == plan | {'precision': saved.get('precision')}
+    return saved['precision'] if precision == 'auto' and same else precision
+
+
 def begin(run: Path, plan: dict) -> bool:
     """Make infer.json say what is being done; False if just that is finished already."""
     made = [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]
@@ -100,53 +121,66 @@ def begin(run: Path, plan: dict) -> bool:
     return True
 
 
-def predict_run(run: Path, table, folds: list, seed: int, options: dict) -> None:
+def find_precision(run: Path, table, fold: int, batch_size: int, workers: int | None) -> str:
+    """The lowest precision that keeps the predictions of one of the run's models."""
+    from lib import model
+    from lib.augment import recipe
+    from lib.predict import lowest
+
+    config = files.read_config(run)
+    size, tfms = config['size'], recipe(config['mean'], config['std'])
+    net = model.load(config['arch'], size, run / f'fold{fold}' / model.WEIGHTS)
+    return lowest(net, size, table.cached, tfms, batch_size, workers)
+
+
+def predict_run(run: Path, table, folds: list, plan: dict, workers, compile: bool) -> None:
     """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
     import pandas as pd
 
     from lib.tables import OOF_COLUMNS, read_csv
 
-    n_tta = options['n_tta']
+    def pool() -> None:
+        oof = pd.concat([read_csv(path) for path in oofs])  # digits as text
+        files.write_csv(run / 'oof.csv', oof)
+
+    n_tta = plan['n_tta']
+    oofs, test_path = [run / f'fold{k}' / 'tta_oof.csv' for k in folds], run / 'test.csv'
+    done = ranks.first_does(lambda: [path for path in (*oofs, test_path) if path.exists()])
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    for k in folds:
-        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
-        if not path.exists():
+    for k, path in zip(folds, oofs, strict=True):
+        if path not in done:
+            rows = labelled[labelled.fold == k]
             print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
-            pred = passes(run, rows, [k], (seed, k), f'fold {k}', **options)
+            pred = passes(run, rows, [k], plan, f'fold {k}', workers, compile)
             files.write_csv(path, rows[OOF_COLUMNS].join(pred))
-    if not (run / 'test.csv').exists():
+    if test_path not in done:
         test = table[table.split == 'test']
         print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
-        pred = passes(run, test, folds, (seed, len(folds)), 'test', **options)
-        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
-    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
-    files.write_csv(run / 'oof.csv', oof)
+        pred = passes(run, test, folds, plan, 'test', workers, compile)
+        files.write_csv(test_path, test[['image_name']].join(pred))
+    ranks.first_does(pool)
 
 
-def passes(
-    run: Path, rows, folds: list, seed: tuple, label: str, n_tta, batch_size, workers, compile
-):
+def passes(run: Path, rows, folds: list, plan: dict, label: str, workers, compile: bool):
     """`pred` and `pred_plain` for the images `rows.cached`, the mean of these folds' models.
 
     Returns: two columns with the index of `rows`.
     """
     import pandas as pd
-    import torch
-    from fastai.vision.all import DataLoaders
 
     from lib import model
     from lib.augment import recipe
-    from lib.learner import learner
-    from lib.loaders import loader
     from lib.predict import predict
 
     config = files.read_config(run)
     tfms = recipe(config['mean'], config['std'], config.get('cutout', False))
-    paths = [run / f'fold{k}' / model.WEIGHTS for k in folds]
-    nets = [model.load(config['arch'], config['size'], path) for path in paths]
-    net = model.Mean(map(torch.compile, nets) if compile else nets)
-    dl = loader(rows.cached, [0] * len(rows), tfms, batch_size, workers=workers)
-    pred, plain = predict(learner(DataLoaders(dl), net), dl, n_tta, seed, label)
+    nets = []
+    for k in folds:
+        net = model.load(config['arch'], config['size'], run / f'fold{k}' / model.WEIGHTS)
+        net = model.for_inference(net, config['size'], plan['precision'])
+        nets.append(model.compile(net) if compile else net)
+    drawn = plan['batch_size'], plan['n_tta'], plan['seed']
+    pred, plain = predict(nets, rows.cached, tfms, *drawn, workers, label)
     return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
 
@@ -178,8 +212,8 @@ def summarize(run: Path, table, n_tta: int, prior: float | None) -> None:
 
 
 def predict_images(
-    runs: list[Path], folder: Path, out: Path, seed: int, prior: float | None, sensitivity: float,
-    options: dict,
+    runs: list[Path], folder: Path, out: Path, prior: float | None, sensitivity: float,
+    drawn: dict, how: dict,
 ) -> None:  # fmt: skip
     """Write `out` for the images in `folder`: the mean of the runs, each the mean of its folds."""
     import tempfile
@@ -193,7 +227,7 @@ def predict_images(
     oofs = blending.read_oofs(runs, None)
     for run in runs:
         made = files.inferred(run, folds_of(run))
-        if made != options['n_tta']:
+        if made != drawn['n_tta']:
             raise cli.Stop(
                 f'{run} has out-of-fold predictions of {made} TTA passes, and a threshold holds '
                 f'for as many: add --n_tta {made}'
@@ -202,9 +236,9 @@ def predict_images(
     for run in runs:
         with tempfile.TemporaryDirectory() as home:  # no cache of images that come once
             table['cached'] = images.cache(table, Path(home), files.read_config(run)['size'])
-            folds = folds_of(run)
-            seeds = (seed, len(folds))
-            preds.append(passes(run, table, folds, seeds, run.name, **options).pred)
+            saved = files.read_json(run / 'infer.json')
+            plan = {'precision': saved.get('precision', 'fp32')} | drawn  # as out of fold
+            preds.append(passes(run, table, folds_of(run), plan, run.name, **how).pred)
 
     rows, oof = oofs.rows, oofs.preds.mean(1)
     own, named = probability.population(rows)

@@ -6,9 +6,10 @@ python train.py --lr_find                     # the range test; trains nothing
 """
 
 import time
+from functools import partial
 from pathlib import Path
 
-from lib import cli, files
+from lib import cli, files, ranks
 
 
 def main(
@@ -22,6 +23,7 @@ def main(
     cutout: bool = False,
     epochs: int = 20,
     batch_size: int = 8,
+    accumulate: int = 1,
     lr_min: float = 5e-6,
     lr_max: float = 2e-4,
     wd: float = 0.1,
@@ -30,6 +32,8 @@ def main(
     fold: int | None = None,
     lr_find: bool = False,
     workers: int | None = None,
+    precision: str = 'auto',
+    compile: bool = False,
 ) -> None:
     """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
 
@@ -44,7 +48,8 @@ def main(
         size: side of the square images, in pixels.
         cutout: erase a random rectangle of half of the training images.
         epochs: passes over the melanomas.
-        batch_size: images a step; the fewer, the less memory.
+        batch_size: images a batch, of all processes together; the fewer, the less memory.
+        accumulate: batches a step of the optimizer; 4 of 2 images train much like one of 8.
         lr_min: learning rate at the start and the end of one-cycle.
         lr_max: learning rate at its peak, after a quarter of the steps.
         wd: AdamW's weight decay.
@@ -53,10 +58,12 @@ def main(
         fold: train this fold only, so that folds can be spread over machines.
         lr_find: only suggest --lr_min and --lr_max by a range test on the first fold, and draw it.
         workers: processes that read images; by default one a core beside a GPU, else none.
+        precision: fp32, bf16 or fp16; by default what the device is fastest in.
+        compile: torch.compile the model first; takes minutes, pays in a long training on a GPU.
     """
     flags = {k: v for k, v in locals().items() if k in DEFAULTS}
     cli.at_least(64, size=size)
-    cli.at_least(1, epochs=epochs, batch_size=batch_size)
+    cli.at_least(1, epochs=epochs, batch_size=batch_size, accumulate=accumulate)
     cli.at_least(0, lr_min=lr_min, lr_max=lr_max, wd=wd, neg_ratio=neg_ratio, seed=seed)
     if not 0 < lr_min <= lr_max < 10:
         raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
@@ -67,8 +74,16 @@ def main(
         files.run_folder(Path(home), name)  # refused now, if it is no folder name
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import images, model, splits, tables
+    from lib import images, learner, loaders, model, splits, tables
 
+    ranks.start()
+    if lr_find and ranks.WORLD > 1:
+        raise cli.Stop('--lr_find runs in one process; start it without a launcher')
+    device = loaders.default_device()
+    if compile:
+        model.check_compiler()
+    best = learner.resolve(precision, device)
+    how = {'workers': workers, 'compile': compile, 'train_in': best, 'predict_in': precision}
     table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
     table = tables.read_folds(table_path)
     table = table[table.split == 'train'].reset_index(drop=True)
@@ -87,19 +102,24 @@ def main(
     wanted = folds if fold is None else [fold]
     todo = files.unfinished(run, wanted)
     if todo or lr_find:
-        model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
+        net = model.create(arch, size, pretrained, start)  # weights not to be had end it here
+        if precision == 'auto':
+            batch = (net, size, batch_size // ranks.WORLD, device)
+            how['train_in'] = ranks.first_does(
+                lambda: begun_in(run, device) or learner.fastest(*batch)
+            )
     if not lr_find:
         typed = flags | {'home': home, 'name': name}
         config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
         files.claim_run(run, config, DEFAULTS)
     if todo or lr_find:
-        table['cached'] = images.cache(table, Path(home), size)
+        table['cached'] = ranks.first_does(partial(images.cache, table, Path(home), size))
     if lr_find:
-        return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, workers)
+        return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, how)
 
     for k in wanted:
         if k in todo:
-            train_fold(run / f'fold{k}', k, table, config, start, workers)
+            train_fold(run / f'fold{k}', k, table, config, start, how)
         else:
             print(f'{run}: fold {k} is finished')
     if files.unfinished(run, folds):
@@ -108,71 +128,90 @@ def main(
         summarize(run, table)
 
 
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers')  # flags that change no result
+# flags that say where and how, not what
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'compile')
 DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
 
 
-def prepare(fold: int, table, config: dict, start: Path | None, workers: int | None):
+def begun_in(run: Path, device) -> str | None:
+    """The precision that the run's folds were begun in on such a device, if one was."""
+    begun = [files.read_json(path) for path in sorted(run.glob('fold*/run.json'))]
+    return next((about['precision'] for about in begun if about['device'] == str(device)), None)
+
+
+def prepare(fold: int, table, config: dict, start: Path | None, how: dict):
     """The fold's Learner, from the same weights whatever ran before, and its callbacks."""
     from lib import model
     from lib.augment import recipe
     from lib.learner import SeedEpoch, for_fold, seed_all
 
     seed_all(config['seed'], fold)
+    net = model.create(config['arch'], config['size'], config['pretrained'], start)
     learn, sampler = for_fold(
         table.cached.to_numpy(),
         table.target.to_numpy(),
         (table.fold == fold).to_numpy(),
-        model.create(config['arch'], config['size'], config['pretrained'], start),
+        model.compile(net) if how['compile'] else net,
         recipe(config['mean'], config['std'], config['cutout']),
-        **{k: config[k] for k in ('batch_size', 'neg_ratio', 'wd', 'seed')},
-        workers=workers,
+        **{k: config[k] for k in ('batch_size', 'accumulate', 'neg_ratio', 'wd', 'seed')},
+        workers=how['workers'],
+        precision=how['train_in'],
     )
     return learn, [sampler, SeedEpoch(config['seed'], fold)]
 
 
-def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> None:
+def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:
     """Train on the other folds and score this one: all that lies in `folder`, oof.csv last."""
     import pandas as pd
     from fastai.torch_core import to_np
 
     from lib import model
-    from lib.learner import History, StopOnNaN, precision
-    from lib.loaders import loader
-    from lib.predict import predict
+    from lib.learner import History, StopOnNaN, distributed
+    from lib.predict import lowest, predict
     from lib.report import draw_batch, draw_history
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
-    learn, cbs = prepare(fold, table, config, start, workers)
+    learn, cbs = prepare(fold, table, config, start, how)
     device = learn.dls.device
-    print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
+    about = files.environment(str(device)) | {'processes': ranks.WORLD}
+    about['precision'] = how['train_in']
+    files.write_json(folder / 'run.json', about)
+    each = f' in {ranks.WORLD} processes' if ranks.WORLD > 1 else ''
+    n, precision = learn.dls.train.n, how['train_in']
+    print(f'{folder}: {n} images an epoch, on {device} in {precision}{each}')
     x, y = learn.dls.train.one_batch()
     draw_batch(folder / 'batch.png', to_np(x), to_np(y), config['mean'], config['std'])
     div = config['lr_max'] / config['lr_min']
     cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
-    learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
-    draw_history(folder / 'history.png', pd.read_csv(folder / 'history.csv'))
+    with distributed(learn):
+        learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    history = ranks.first_does(lambda: pd.read_csv(folder / 'history.csv'))
+    draw_history(folder / 'history.png', history)
     model.save(learn.model, folder / model.WEIGHTS)
 
     # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
     oof = table[table.fold == fold]
     tfms = list(learn.dls.valid.after_batch.fs)
-    dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
-    oof = oof[OOF_COLUMNS].assign(pred_plain=predict(learn, dl, label='score')[1])
-    about = files.environment(str(device)) | {'precision': precision(device)}
+    net, size, paths = learn.model, config['size'], oof.cached
+    batch_size, workers, precision = 4 * config['batch_size'], how['workers'], how['predict_in']
+    if precision == 'auto':
+        precision = lowest(net, size, paths, tfms, batch_size, workers)
+    net = model.for_inference(net, size, precision)
+    pred = predict([net], paths, tfms, batch_size, workers=workers, label='score')[1]
+    about['scored_in'] = precision
     seconds = round(time.perf_counter() - clock, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})
-    files.write_csv(folder / 'oof.csv', oof)  # its existence means finished
+    files.write_csv(folder / 'oof.csv', oof[OOF_COLUMNS].assign(pred_plain=pred))  # last: finished
 
 
-def find_rates(folder: Path, fold: int, table, config: dict, start, workers) -> None:
+def find_rates(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:
     """Print and draw the range test of a fold; the model is thrown away."""
     from lib.learner import range_test, suggest
     from lib.report import draw_range_test
 
-    learn, cbs = prepare(fold, table, config, start, workers)
-    lrs, losses = range_test(learn, cbs)
+    learn, cbs = prepare(fold, table, config, start, how)
+    lrs, losses = range_test(learn, cbs, num_it=100 * config['accumulate'])
     lr_min, lr_max = suggest(lrs, losses)
     draw_range_test(folder / 'lr_find.png', lrs, losses, lr_min, lr_max)
     print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')

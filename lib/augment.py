@@ -49,7 +49,7 @@ def recipe(
     return [
         IntToFloatTensor(),
         Augment(geometry_and_colour, order=20),
-        Normalize.from_stats(mean, std, cuda=False),
+        Normalize.from_stats(mean, std),  # on the device, as the batches
         *([Augment(erasing, order=100)] if cutout else []),
         ChannelsLast(),
     ]

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import io
 import re
 import shlex
 import sys
@@ -14,6 +15,8 @@ from typing import Any, get_args
 import fire
 from fire.helptext import HelpText
 from fire.trace import FireTrace
+
+from lib import ranks
 
 
 class Stop(Exception):
@@ -60,6 +63,8 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    if ranks.RANK:  # of several processes the first alone prints; errors come from all
+        sys.stdout = io.StringIO()
     # fastai and kornia script functions, which torch deprecates: nothing a user can act on
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     if {'--help', '-h'} & set(args):

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lib import ranks
 from lib.cli import Stop
 
 # What a config.json holds beside the flags, for the reader's sake: never compared
@@ -28,8 +30,13 @@ BLEND_FLAGS = ('how', 'mix', 'runs', 'calibrate', 'prior')
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` if the block ends well.
 
-    Whoever reads `path` sees the old file or the new one, whole, even after a power cut.
+    Whoever reads `path` sees the old file or the new one, whole, even after a power cut. Of
+    several processes of one command only the first writes: what the others make is dropped.
     """
+    if ranks.RANK:
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder, path.name)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
     try:

@@ -1,10 +1,12 @@
 """The fastai Learner of the recipe: loss, optimizer, precision, callbacks, the range test."""
 
+import copy
 import ctypes
 import random
 import sys
 import tempfile
 import time
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,17 +18,20 @@ from fastai.vision.all import (
     AccumMetric,
     BCEWithLogitsLossFlat,
     Callback,
+    CancelBatchException,
     DataLoaders,
     Learner,
     OptimWrapper,
     ProgressCallback,
     Transform,
+    find_bs,
     noop,
 )
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from tqdm import tqdm
 
-from lib import files, score
+from lib import files, ranks, score
 from lib.cli import Stop
 from lib.loaders import loader
 from lib.sampling import Downsample, monitored
@@ -44,47 +49,78 @@ def for_fold(
     wd: float,
     seed: int,
     workers: int | None = None,
+    precision: str = 'fp32',
+    accumulate: int = 1,
 ) -> tuple[Learner, Downsample]:
     """A Learner that trains on the rows not `held_out`, and the callback that chooses each epoch's.
 
     `paths`, `targets` (0/1), `held_out` (bool): (n,). Each epoch it scores all melanomas held out
     and a fixed sample of the benign images, half as many rows as an epoch trains on: a sixth of
     its cost. Hand the callback to `fit`; one that a Learner holds runs in predictions too.
+    `batch_size`: images a step of all processes together, so that a rate means the same with more.
+
+    Raises: Stop where the processes cannot share a batch equally.
     """
+    if batch_size % ranks.WORLD:
+        raise Stop(f'{ranks.WORLD} processes cannot share --batch_size {batch_size} equally')
+    batch_size //= ranks.WORLD
     train, valid = np.flatnonzero(~held_out), np.flatnonzero(held_out)
     train_dl = loader(paths[train], targets[train], batch_tfms, batch_size, True, workers)
     sampler = Downsample(train_dl, targets[train], neg_ratio, seed)
     valid = valid[monitored(targets[valid], train_dl.n // 2, seed)]
     valid_dl = loader(paths[valid], targets[valid], batch_tfms, batch_size, False, workers)
-    return learner(DataLoaders(train_dl, valid_dl), net, wd), sampler
+    return learner(DataLoaders(train_dl, valid_dl), net, wd, precision, accumulate), sampler
 
 
-def learner(dls: DataLoaders, model: nn.Module, wd: float = 0.0) -> Learner:
+def learner(
+    dls: DataLoaders,
+    model: nn.Module,
+    wd: float = 0.0,
+    precision: str = 'fp32',
+    accumulate: int = 1,
+) -> Learner:
     """A Learner for one logit: binary cross-entropy, AdamW on all parameters, AUC each epoch.
 
-    On CUDA in half precision, elsewhere in single.
+    `precision`: as `resolve` returns it. `accumulate`: batches that share a step.
     """
     if dls.device.type == 'cpu':
         keep_memory()
-    half = {
-        'bf16': [MixedPrecision(amp_mode=AMPMode.BF16)],
-        'fp16': [MixedPrecision(amp_mode=AMPMode.FP16)],
-        'fp32': [],
-    }
+    bf16 = MixedPrecision(amp_mode=AMPMode.BF16) if dls.device.type == 'cuda' else CPUMixed()
+    half = {'bf16': [bf16], 'fp16': [MixedPrecision(amp_mode=AMPMode.FP16)], 'fp32': []}
     learn = Learner(
         dls,
         model.to(memory_format=torch.channels_last),
         loss_func=BCEWithLogitsLossFlat(),
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
+        # fused: one pass over all weights, not one for each of a step's dozen operations
+        opt_func=partial(
+            OptimWrapper, opt=torch.optim.AdamW, fused=dls.device.type in ('cpu', 'cuda')
+        ),
         wd=wd,
         wd_bn_bias=True,  # fastai's own exemption does not reach a torch optimizer
         # fastai's RocAucBinary would softmax the single logit; ranks need no sigmoid
         metrics=AccumMetric(score.auc, invert_arg=True, to_np=True, name='auc'),
-        cbs=half[precision(dls.device)],
+        cbs=half[precision] + ([Accumulate(accumulate)] if accumulate > 1 else []),
     )
     learn.remove_cb(ProgressCallback)  # thousands of characters in a log file: History and tqdm
     learn.logger = noop
     return learn
+
+
+def distributed(learn: Learner) -> AbstractContextManager:
+    """A context in which `learn` trains in all processes of a launcher; nothing without one.
+
+    Each process takes its part of every epoch's rows, and a step the mean of their gradients.
+    """
+    if ranks.WORLD == 1:
+        return nullcontext()
+    from fastai.distributed import DistributedDL
+
+    # every process draws the same rows by itself, and fastai's broadcast works on CUDA alone
+    DistributedDL._broadcast = lambda self, rows, rank: rows
+    cuda = learn.dls.device.type == 'cuda'
+    if cuda:  # torch's own conversion, which fastai takes, would lose timm's activations
+        learn.model = convert_sync_batchnorm(learn.model)
+    return learn.distrib_ctx(sync_bn=False, cpu=not cuda)
 
 
 def keep_memory() -> None:
@@ -101,11 +137,91 @@ def keep_memory() -> None:
         mallopt(m_top_pad, 256 << 20)
 
 
-def precision(device: torch.device) -> str:
-    """What is computed in: 'fp32' on the CPU; on CUDA 'bf16', else 'fp16' on older devices."""
-    if device.type != 'cuda':
+def resolve(precision: str, device: torch.device) -> str:
+    """'fp32', 'bf16' or 'fp16', which `precision` may also leave to the `device` as 'auto'.
+
+    On CUDA that is bf16, on older devices fp16; on a CPU with instructions for it bf16.
+    Raises: Stop where it is none of these, or the device cannot compute in it.
+    """
+    cuda = device.type == 'cuda'
+    if cuda:
+        has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        has_bf16 = device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+    if precision == 'auto':
+        return 'bf16' if has_bf16 else 'fp16' if cuda else 'fp32'
+    if precision not in ('fp32', 'bf16', 'fp16'):
+        raise Stop(f'--precision must be auto, fp32, bf16 or fp16, not {precision!r}')
+    if (precision == 'fp16' and not cuda) or (precision == 'bf16' and cuda and not has_bf16):
+        raise Stop(f'this device ({device.type}) cannot train or predict in {precision}')
+    return precision
+
+
+def fastest(model: nn.Module, size: int, batch_size: int, device: torch.device) -> str:
+    """The precision to train `model` in: as `resolve` has it, and on the CPU 'bf16' only if faster.
+
+    Large convolutions gain by half precision there, depthwise ones of a small model lose. So a
+    training step of both is timed, twice after one that does not count. A model whose step takes
+    less than a tenth of a second is left in 'fp32': little to gain, and a choice by chance.
+    """
+    best = resolve('auto', device)
+    if device.type != 'cpu' or best == 'fp32':
+        return best
+    keep_memory()
+    model = copy.deepcopy(model).train().to(memory_format=torch.channels_last)
+    x = torch.rand(batch_size, 3, size, size).contiguous(memory_format=torch.channels_last)
+
+    def seconds(bf16: bool) -> float:
+        start = time.perf_counter()
+        with torch.autocast('cpu', torch.bfloat16, enabled=bf16):
+            loss = model(x).float().sigmoid().mean()
+        loss.backward()
+        return time.perf_counter() - start
+
+    single = min([seconds(False) for _ in range(3)][1:])
+    if single < 0.1:
         return 'fp32'
-    return 'bf16' if torch.cuda.is_bf16_supported(including_emulation=False) else 'fp16'
+    half = min([seconds(True) for _ in range(3)][1:])
+    return 'bf16' if half < 0.85 * single else 'fp32'
+
+
+class CPUMixed(MixedPrecision):
+    """fastai's bf16, which is for CUDA alone, on the CPU."""
+
+    def __init__(self):
+        super().__init__(AMPMode.BF16)
+
+    def before_fit(self) -> None:
+        """Have the batches autocast for the CPU."""
+        super().before_fit()
+        self.autocast = torch.autocast('cpu', torch.bfloat16)
+
+
+class Accumulate(Callback):
+    """One step of the optimizer for `n` batches, by the mean gradient of all their images.
+
+    An epoch's last group steps too, be it smaller; fastai's GradientAccumulation would carry it
+    into the next epoch.
+    """
+
+    order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
+
+    def __init__(self, n: int):
+        self.n, self.images = n, 0
+
+    def after_loss(self) -> None:
+        """Make the batch's gradient a sum over its images."""
+        self.learn.loss_grad = self.loss_grad * find_bs(self.yb)
+
+    def before_step(self) -> None:
+        """Go on to the next batch, or make the gradients means and let the step be made."""
+        self.images += find_bs(self.yb)
+        if (self.iter + 1) % self.n and self.iter + 1 < self.n_iter:
+            raise CancelBatchException()
+        for p in self.model.parameters():
+            if p.grad is not None:
+                p.grad /= self.images
+        self.images = 0
 
 
 def seed_all(*seed: int) -> None:
@@ -124,7 +240,8 @@ class SeedEpoch(Callback):
 
     def before_epoch(self) -> None:
         """Seed the generators, the training loader's own too."""
-        seed_all(self.seed, self.fold, self.epoch)
+        # each of several processes augments its own images, so by its own draws
+        seed_all(self.seed, self.fold, self.epoch, *([ranks.RANK] if ranks.RANK else []))
         self.dls.train.rng = random.Random(random.getrandbits(32))
 
 
@@ -159,7 +276,7 @@ class History(Callback):
         """Start the bar: a tick a training batch, of all epochs."""
         self.rows: list[dict[str, Any]] = []
         total = self.n_epoch * len(self.dls.train)
-        self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=None)
+        self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=ranks.SILENT)
 
     def before_epoch(self) -> None:
         """Start the epoch's clock."""

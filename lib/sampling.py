@@ -32,6 +32,7 @@ class Downsample(Callback):
         self.positive, self.negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
         wanted = max(1, round(neg_ratio * len(self.positive))) if neg_ratio else len(self.negative)
         self.k, self.seed = min(wanted, len(self.negative)), seed
+        self.loader = dl  # not `dls.train`: with several processes that wraps it
         self.set_epoch(dl, 0)
 
     def indexes(self, epoch: int) -> list[int]:
@@ -47,7 +48,7 @@ class Downsample(Callback):
 
     def before_epoch(self) -> None:
         """Choose the rows of the epoch that begins."""
-        self.set_epoch(self.dls.train, self.epoch)
+        self.set_epoch(self.loader, self.epoch)
 
 
 def monitored(targets: np.ndarray, n: int, seed: int) -> np.ndarray:

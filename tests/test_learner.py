@@ -1,17 +1,32 @@
 """The schedule, the optimizer, the epoch's line and the range test, against outside witnesses."""
 
+from functools import partial
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, DataLoaders, OptimWrapper
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from lib import model
-from lib.augment import recipe
+from lib.augment import Augment, recipe
 from lib.cli import Stop
-from lib.learner import History, SeedEpoch, StopOnNaN, for_fold, range_test, seed_all, suggest
+from lib.learner import (
+    Accumulate,
+    History,
+    SeedEpoch,
+    StopOnNaN,
+    fastest,
+    for_fold,
+    learner,
+    range_test,
+    resolve,
+    seed_all,
+    suggest,
+)
+from lib.loaders import loader
 
 STATS = ((0.5,) * 3, (0.5,) * 3)
 
@@ -28,7 +43,7 @@ def images(tmp_path_factory):
     return paths, targets, np.arange(40) >= 25
 
 
-def make(images, neg_ratio=0.5, seed=0, workers=0):
+def make(images, neg_ratio=0.5, seed=0, workers=0, **how):
     seed_all(seed)
     net = model.create('test_resnet', 64)
     return for_fold(
@@ -40,6 +55,7 @@ def make(images, neg_ratio=0.5, seed=0, workers=0):
         wd=0.1,
         seed=seed,
         workers=workers,
+        **how,
     )
 
 
@@ -126,6 +142,73 @@ def test_a_run_depends_on_its_seed_and_not_on_its_workers(images):
         learn.fit_one_cycle(2, 1e-3, cbs=[sampler, SeedEpoch(seed, fold=0)])
         finals.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
     assert torch.equal(finals[0], finals[1]) and not torch.equal(finals[0], finals[2])
+
+
+def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too(images):
+    """A model without batch normalization, no augmentation; 15 images: groups of 4, 4, 4 and 3."""
+    paths, targets, _ = images
+    plain = [tfm for tfm in recipe(*STATS) if not isinstance(tfm, Augment)]
+    finals, steps = [], []
+    for batch_size, accumulate in ((4, 1), (2, 2), (4, 2)):
+        dl = loader(paths[:15], targets[:15], plain, batch_size)  # in order
+        torch.manual_seed(0)
+        net = model.create('test_vit', 64)
+        learn = learner(DataLoaders(dl, dl), net, accumulate=accumulate)
+        # AdamW would make whole steps of what differs by rounding alone
+        learn.opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
+        record = Record()
+        record.order = 50  # before_step comes this far where a step is made
+        learn.fit(2, 0.1, cbs=[record])
+        finals.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+        steps.append(len(record.rates))
+    assert steps == [8, 8, 4]
+    assert torch.allclose(finals[0], finals[1], atol=1e-6)
+    assert not torch.allclose(finals[0], finals[2], atol=1e-4)
+    learn, _ = make(images, accumulate=3)
+    assert [cb.n for cb in learn.cbs if isinstance(cb, Accumulate)] == [3]
+
+
+def test_in_bf16_the_cpu_computes_in_half_and_keeps_single_weights(images):
+    learn, sampler = make(images, precision='bf16')
+    seen = set()
+    conv = next(m for m in learn.model.modules() if isinstance(m, torch.nn.Conv2d))
+    conv.register_forward_hook(lambda m, x, out: seen.add((learn.training, out.dtype)))
+    learn.fit_one_cycle(1, 1e-3, cbs=[sampler])
+    assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
+    assert all(p.dtype == torch.float32 for p in learn.model.parameters())
+    assert not torch.is_autocast_enabled('cpu')
+    assert np.isfinite(learn.recorder.values[-1]).all()
+
+
+def test_precision_follows_the_device_and_refuses_what_it_cannot(monkeypatch):
+    cpu = torch.device('cpu')
+    net = model.create('test_resnet', 64)
+    for has, best in ((True, 'bf16'), (False, 'fp32')):
+        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda has=has: has)
+        assert resolve('auto', cpu) == best and resolve('fp32', cpu) == 'fp32'
+        assert fastest(net, 64, 2, cpu) == 'fp32'  # its steps take milliseconds
+    for wrong in ('fp16', 'half'):
+        with pytest.raises(Stop, match=wrong):
+            resolve(wrong, cpu)
+
+
+@pytest.mark.parametrize(
+    ('single', 'half', 'best'), [(2, 1, 'bf16'), (1, 2, 'fp32'), (2, 1.9, 'fp32')]
+)
+def test_a_large_model_trains_on_the_cpu_in_what_is_measured_faster(
+    monkeypatch, single, half, best
+):
+    class Clock(torch.nn.Module):
+        def forward(self, x):
+            self.now += half if torch.is_autocast_enabled('cpu') else single
+            return self.weight * x.mean()
+
+    net = Clock()
+    net.weight, Clock.now = torch.nn.Parameter(torch.ones(())), 0.0
+    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: True)
+    monkeypatch.setattr(Clock, '__deepcopy__', lambda self, memo: self, raising=False)
+    monkeypatch.setattr('lib.learner.time.perf_counter', lambda: net.now)
+    assert fastest(net, 8, 2, torch.device('cpu')) == best
 
 
 def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(images):

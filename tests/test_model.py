@@ -80,3 +80,72 @@ def test_what_is_saved_is_loaded_and_nothing_else(tmp_path):
 def test_a_transformer_takes_the_size_that_is_asked_for():
     net = model.create('test_vit', 96)
     assert net(torch.zeros(1, 3, 96, 96)).shape == (1, 1)
+
+
+def trained_like(arch):
+    """A model whose batch normalizations do something."""
+    torch.manual_seed(0)
+    net = model.create(arch, 64)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, std=0.1)
+            nn.init.normal_(m.running_mean, std=0.1)
+            nn.init.uniform_(m.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+def norms(net) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'efficientnet_b0', 'mobilenetv3_small_050'])
+def test_for_inference_all_normalization_is_folded_and_the_features_stay(arch):
+    net, x = trained_like(arch), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, features = net(x), net.forward_features(x)
+        fast = model.for_inference(net, 64)
+        assert norms(net) > 0 and norms(fast) == 0
+        atol = 1e-4 * float(features.abs().max())
+        assert torch.allclose(fast.forward_features(x), features, atol=atol)
+        assert torch.allclose(fast(x), logits, atol=1e-4)
+
+
+def test_a_normalization_of_what_something_else_reads_too_stays():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 1)
+
+        def forward_features(self, x):
+            x = self.conv(x)
+            return self.bn(x) + x
+
+        def forward(self, x):
+            return self.fc(self.forward_features(x).mean((2, 3)))
+
+        def get_classifier(self):
+            return self.fc
+
+    torch.manual_seed(0)
+    net = Both().eval()
+    nn.init.normal_(net.bn.running_mean)
+    x = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        before = net(x)
+        assert torch.allclose(model.for_inference(net, 8)(x), before, atol=1e-5)
+
+
+def test_in_half_precision_the_last_layer_alone_is_single():
+    fast = model.for_inference(trained_like('efficientnet_b0'), 64, 'bf16')
+    assert fast.conv_stem.weight.dtype == torch.bfloat16
+    assert fast.classifier.weight.dtype == torch.float32
+    x = torch.randn(2, 3, 64, 64).bfloat16()
+    with torch.no_grad():
+        assert fast(x).dtype == torch.float32
+
+
+def test_compiling_without_a_compiler_is_one_sentence(monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    with pytest.raises(Stop, match='compiler, and there is no no-such-compiler'):
+        model.check_compiler()
