@@ -50,6 +50,8 @@ def main(
     names = only.split(',') if only is not None else weights and list(weights)
     folders = files.predicted(Path(home), names and [word.strip() for word in names])
     names = [folder.name for folder in folders]
+    if name in names:
+        raise cli.Stop(f'--name {name} is one of the runs that are blended; choose another')
     config = {'how': how, 'mix': weights, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if kept:
         files.claim_blend(kept, config)
@@ -125,7 +127,7 @@ def judge(runs, blended, oof) -> dict:
         found['naive'] = score.auc(oof.target, blended.naive)
         print(f'weights fitted and scored on the same images: {found["naive"]:.4f}, optimistic')
     pred, seen = shortcuts.floor(oof)
-    found['floor'] = score.summary(oof.assign(pred=pred)) | {'seen': seen}
+    found['floor'] = score.overall(oof.assign(pred=pred)) | {'seen': seen}
     print(shortcuts.sentence(found['floor']))
     return found
 

@@ -111,9 +111,9 @@ def odds_of_level(pred: np.ndarray, prior: float, weight: np.ndarray | None = No
 
 def class_weights(target: np.ndarray, prior: float | None) -> np.ndarray:
     """A weight for each image, (n,), so that melanomas are `prior` of all; ones for None."""
-    if prior is None:
-        return np.ones(len(target))
     found = np.mean(target)
+    if prior is None or found in (0, 1):
+        return np.ones(len(target))
     return np.where(target == 1, prior / found, (1 - prior) / (1 - found))
 
 

@@ -131,6 +131,9 @@ def write(home: Path) -> str:
         lstrip_blocks=True,
     )
     environment.filters['estimate'] = lambda triple: str(score.Estimate(*(triple or [None])))
+    environment.filters['difference'] = lambda four: str(
+        score.Difference(*four) if four else 'the best'
+    )
     text = environment.get_template('report.html').render(measures=score.MEASURES, **page)
     files.write_text(folder / 'index.html', text)
     return f'{folder / "index.html"}: the report'

@@ -162,9 +162,17 @@ def summary(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     """All that is said of one column of out-of-fold predictions, as saved in JSON.
 
     `oof`: target, group, source, fold, the column `pred`; sex, age_approx (years), anatom_site if
-    known. Returns: `pooled`, `ranked` (pooled after ranking within each fold), `folds`,
+    known. Returns: what `overall` does, and `subgroups`.
+    """
+    return overall(oof, pred) | {'subgroups': subgroups(oof, pred)}
+
+
+def overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
+    """What is said of all rows of `oof` together (target, group, source, fold, and `pred`).
+
+    Returns: `pooled`, `ranked` (pooled after ranking within each fold), `folds`,
     `fold_mean` and `fold_sd` of the folds' AUCs, `sources`, `source_alone` (the AUC of a source's
-    rate of melanomas as the score: what telling the archives apart is worth), `subgroups`.
+    rate of melanomas as the score: what telling the archives apart is worth).
     """
     found = {'pooled': part(oof, pred)}
     in_folds = oof.assign(**{pred: ranked(oof[pred], oof.fold)})
@@ -182,7 +190,6 @@ def summary(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
         found['sources'] = by_source(oof, pred)
         rate = oof.groupby('source').target.transform('mean')
         found['source_alone'] = auc(oof.target, rate)
-    found['subgroups'] = subgroups(oof, pred)
     return found
 
 

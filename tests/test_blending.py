@@ -238,3 +238,50 @@ def test_the_third_places_own_blend_comes_out(ok, shared, tmp_path):
     theirs = theirs.set_index('image_name').target[found.image_name].to_numpy()
     assert len(found) == 10982 and np.abs(found.target - theirs).max() < 1e-15
     assert json.loads((tmp_path / 'report' / 'scores.json').read_text())['blend']['mix'] == weights
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'target': 0}, 'one class only'),
+        ({'target': 1}, 'one class only'),
+        ({'patient_id': 'p'}, 'single patient'),
+        ({'pred': 0.5}, 'all predictions are the same'),
+    ],
+)
+def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
+    changes, says, ok, script, tmp_path
+):
+    table = pd.DataFrame(
+        {
+            'image_name': [f'i{k}' for k in range(60)],
+            'patient_id': [f'p{k // 2}' for k in range(60)],
+            'target': [0, 0, 0, 1] * 15,
+            'fold': [k // 2 % 3 for k in range(60)],
+            'pred': np.linspace(0.1, 0.9, 60),
+        }
+    ).assign(**changes)
+    for run in 'ab':
+        (tmp_path / 'runs' / run).mkdir(parents=True)
+        table.to_csv(tmp_path / 'runs' / run / 'oof.csv', index=False)
+    if 'target' in changes:
+        done = script('blend.py', '--home', tmp_path)
+        assert done.returncode == 1 and '--prior' in done.stderr and 'Trace' not in done.stderr
+    out = ok('blend.py', '--home', tmp_path, '--prior', 0.02)
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    assert says in out and says in page and 'nan' not in out
+    assert not (tmp_path / 'submission.csv').exists() and 'nothing to submit' in out
+
+
+def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_path):
+    for flags, says in (
+        (['--how', 'best'], 'mean, rank, greedy, stack'),
+        (['--calibrate', 'magic'], 'platt, isotonic'),
+        (['--prior', 1.5], '--prior'),
+        (['--mix', 'a=1', '--only', 'a'], '--mix'),
+        (['--mix', 'a=1', '--how', 'rank'], '--mix'),
+        (['--name', '../x'], '--name'),
+        (['--only', 'absent'], 'absent'),
+    ):
+        done = script('blend.py', '--home', tmp_path, *flags)
+        assert done.returncode in (1, 2) and says in done.stderr and not done.stdout
