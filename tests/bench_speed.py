@@ -281,7 +281,7 @@ def compiled_tta(o: dict) -> tuple[Step, Callable[[], str]]:
 
 
 def fast_folds(o: dict) -> Step:
-    return fast_tta(o, passes=15, folds=5, n=1)  # one image: 80 passes take long enough
+    return fast_tta(o, passes=15, folds=5, n=2)  # two images: 160 passes take long enough
 
 
 # --- training
