@@ -136,7 +136,7 @@ DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag n
 def begun_in(run: Path, device) -> str | None:
     """The precision that the run's folds were begun in on such a device, if one was."""
     begun = [files.read_json(path) for path in sorted(run.glob('fold*/run.json'))]
-    return next((about['precision'] for about in begun if about['device'] == str(device)), None)
+    return next((a.get('precision') for a in begun if a.get('device') == str(device)), None)
 
 
 def prepare(fold: int, table, config: dict, start: Path | None, how: dict):

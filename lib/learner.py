@@ -150,10 +150,11 @@ def resolve(precision: str, device: torch.device) -> str:
         has_bf16 = device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
     if precision == 'auto':
         return 'bf16' if has_bf16 else 'fp16' if cuda else 'fp32'
-    if precision not in ('fp32', 'bf16', 'fp16'):
-        raise Stop(f'--precision must be auto, fp32, bf16 or fp16, not {precision!r}')
-    if (precision == 'fp16' and not cuda) or (precision == 'bf16' and cuda and not has_bf16):
-        raise Stop(f'this device ({device.type}) cannot train or predict in {precision}')
+    can = {'cuda': ['fp32', 'fp16', *(['bf16'] if has_bf16 else [])], 'cpu': ['fp32', 'bf16']}
+    if precision not in (can := can.get(device.type, ['fp32'])):
+        raise Stop(
+            f'--precision here ({device.type}) may be auto, {", ".join(can)}, not {precision}'
+        )
     return precision
 
 
@@ -207,7 +208,11 @@ class Accumulate(Callback):
     order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
 
     def __init__(self, n: int):
-        self.n, self.images = n, 0
+        self.n = n
+
+    def before_train(self) -> None:
+        """Begin an epoch with no image counted."""
+        self.images = 0
 
     def after_loss(self) -> None:
         """Make the batch's gradient a sum over its images."""

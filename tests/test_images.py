@@ -36,6 +36,16 @@ def test_a_large_jpeg_decoded_at_reduced_scale_looks_like_a_full_decode(tmp_path
     assert np.abs(difference).mean() < 1
 
 
+@pytest.mark.parametrize('period', [2, 3, 4, 5, 6, 7, 9, 11, 13])
+def test_lines_finer_than_the_result_can_show_leave_no_pattern(tmp_path, period):
+    """1600 to 128 pixels shows no line finer than 25; a full decode and Lanczos leaves grey."""
+    row = np.where(np.arange(2400) % period < period / 2, 255, 0).astype(np.uint8)
+    lines = np.broadcast_to(row[None, :, None], (1600, 2400, 3))
+    Image.fromarray(lines).save(tmp_path / 'a.jpg', quality=95)
+    pattern = np.asarray(images.square(tmp_path / 'a.jpg', 128), float).std()
+    assert pattern < 0.05 * row.std()
+
+
 def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_path):
     upright = Image.new('RGB', (64, 64), 'white')
     upright.paste('black', (0, 0, 64, 32))
