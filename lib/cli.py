@@ -1,10 +1,12 @@
 """Strict `fire`: an unknown flag or a wrong type ends the program before any work."""
 
 import difflib
+import errno
 import functools
 import inspect
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,6 +20,14 @@ from fire.trace import FireTrace
 
 class Stop(Exception):
     """A sentence for the person at the keyboard: what was expected, what was found, what to do."""
+
+
+ROOM = '; make room, and the same command goes on'
+ACCESS = '; change its permissions, or take another --home'
+HINTS = {  # what to do about an error of the system
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ACCESS),
+}
 
 
 def at_least(low: float, **flags: float) -> None:
@@ -42,7 +52,8 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """Call `main` with the flags of the command line; every parameter needs a type and a default.
 
     `--help` prints the docstring's `Args:`. Whatever a user can get wrong, here or later as a
-    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest.
+    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest. Ctrl-C
+    and SIGTERM end alike: a KeyboardInterrupt, which may say what is kept, and status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
@@ -56,20 +67,36 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except Stop as sentence:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends first
     try:
         main(**flags)
     except Stop as sentence:
-        raise SystemExit(f'error: {sentence}') from None
+        # one that a process which reads images has raised comes with that process's traceback
+        text = str(sentence).rpartition('lib.cli.Stop: ')[2].strip()
+        raise SystemExit(f'error: {text}') from None
     except OSError as e:
         if e.filename is None and e.errno is None:
             raise  # not about a file: a bug, and a traceback says more than a sentence
-        raise SystemExit(f'error: {e.strerror}: {e.filename or "while writing"}') from None
+        hint = HINTS.get(e.errno, '')
+        reason = f'{e.strerror or e}: {e.filename or "while writing"}'
+        raise SystemExit(f'error: {reason}{hint}') from None
     except RuntimeError as e:
-        if type(e).__name__ != 'OutOfMemoryError':  # torch's, which is not imported here
+        # torch's, which is not imported here
+        if type(e).__name__ == 'OutOfMemoryError':
+            reason = 'the GPU is out of memory; try a smaller --batch_size'
+        elif 'allocate memory' in str(e):
+            reason = 'out of memory; try a smaller --batch_size'
+        elif str(e).startswith('DataLoader worker'):
+            reason = 'a process that reads images was ended from outside, perhaps for its memory; '
+            reason += 'the same command goes on, with fewer --workers'
+        else:
             raise
-        raise SystemExit('error: the GPU is out of memory; try a smaller --batch_size') from None
-    except KeyboardInterrupt:
-        raise SystemExit('stopped; what is finished is kept, the same command goes on') from None
+        raise SystemExit(f'error: {reason}') from None
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or 'what is finished'
+        again = shlex.join(['python', sys.argv[0], *args])
+        print(f'stopped; kept: {kept}. The same command goes on: {again}', file=sys.stderr)
+        raise SystemExit(130) from None
 
 
 def usage(main: Callable[..., None]) -> str:
