@@ -34,7 +34,13 @@ def loader(
     paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
 
     def image(row: int) -> PILImage:
-        return PILImage.create(paths[row])
+        try:
+            return PILImage.create(paths[row])
+        except OSError as e:
+            raise Stop(
+                f'{paths[row]} could be read and now cannot ({e.strerror or e}); delete it, if it '
+                'is there, and the same command makes the cache again and goes on'
+            ) from None
 
     def target(row: int) -> torch.Tensor:
         return targets[row]

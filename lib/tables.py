@@ -16,6 +16,7 @@ COLUMNS = [
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 SUFFIXES = ('.jpg', '.jpeg', '.png')
+FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
 COMPETITION = 'competition'
 DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
 
@@ -268,9 +269,11 @@ def _with_native_size(table: pd.DataFrame) -> pd.DataFrame:
 
     def size(path: str) -> tuple[float, float]:
         try:
-            with Image.open(path) as image:
+            if not Path(path).is_file():  # to open a pipe would wait for ever
+                return np.nan, np.nan
+            with Image.open(path, formats=FORMATS) as image:
                 return image.size
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except Exception:  # decoders raise anything on a broken file
             return np.nan, np.nan
 
     table = table.reindex(columns=[*table.columns, *({'width', 'height'} - set(table.columns))])

@@ -90,7 +90,7 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     text = str(stopped.value)
     assert text.startswith('5 images cannot be read')
     assert all(f'{name}.jpg' in text for name in ('cut', 'empty', 'text', 'folder', 'absent'))
-    assert [p.name for p in (tmp_path / 'cache').rglob('*') if p.is_file()] == ['good.jpg']
+    assert [p.name for p in (tmp_path / 'cache').rglob('*.jpg')] == ['good.jpg']
 
 
 def test_several_processes_make_what_one_makes(tmp_path):
