@@ -21,7 +21,8 @@ def main(
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
 
-    What is finished with these flags, these weights and this folds.csv is skipped.
+    What is finished with these flags, these weights and this folds.csv is skipped; given twice at a
+    time, the command's processes share out the folds and the test images.
 
     Args:
         home: folder of folds.csv, of the cache of resized images, and of the runs.
@@ -34,6 +35,8 @@ def main(
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
     cli.at_least(1, batch_size=batch_size)
+    if workers is not None and not 0 <= workers <= 256:
+        raise cli.Stop(f'expected --workers 0 to 256, found {workers}')
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
@@ -51,11 +54,19 @@ def main(
         plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
-        if begin(run, plan):
-            table['cached'] = images.cache(table, Path(home), config['size'])
-            predict_run(run, table, folds, n_tta, batch_size, seed, workers, compile)
-        else:
+        if finished(run, plan):
             print(f'{run} is finished with these weights and flags')
+        else:
+            with files.Lock(run / '.lock') as lock:
+                begin(run, plan, lock)
+                used = table[~table.image_name.isin(files.skipped(run))].copy()
+                used['cached'] = images.cache(used, Path(home), config['size'])
+                predict_run(run, used, folds, n_tta, batch_size, seed, workers, compile)
+        if not finished(run, plan):
+            units = [files.fold_lock(run, k) for k in folds] + [run / TEST_LOCK]
+            whose = ''.join(map(files.at_work, units)) or ' (another process was)'
+            print(f'{run}: not all is predicted yet{whose}; the same command ends it later')
+            continue
         oof = pd.read_csv(run / 'oof.csv')
         print(f'{run}: pooled out-of-fold AUC [95 % interval over patients or lesions]')
         print(score.table(oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain']))
@@ -76,16 +87,38 @@ def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
     return not missing
 
 
-def begin(run: Path, plan: dict) -> bool:
-    """Make infer.json say what is being done; False if just that is finished already."""
-    made = [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]
+TEST_LOCK = '.test.lock'  # of a run's test pass; its folds have locks of their own
+
+
+def finished(run: Path, plan: dict) -> bool:
+    """Whether just what `plan` says is predicted already."""
+    made = [run / 'infer.json', run / 'oof.csv', run / 'test.csv']
+    return all(p.exists() for p in made) and files.read_json(made[0]) == plan
+
+
+def begin(run: Path, plan: dict, lock: files.Lock) -> None:
+    """Make infer.json say what is being done, and delete what was predicted in another way.
+
+    `lock` is the run's, shared by all who predict by one plan, and needed alone to change it.
+    Raises: Stop where others predict by another one.
+    """
     path = run / 'infer.json'
-    if path.exists() and files.read_json(path) == plan:
-        return not all(p.exists() for p in made[:2])
-    for p in made:  # of other weights or flags
-        p.unlink(missing_ok=True)
-    files.write_json(path, plan)
-    return True
+    alone = lock.take()
+    if not alone:
+        lock.take(shared=True, wait=True)  # the others share it, but while one changes the plan
+    same = path.exists() and files.read_json(path) == plan
+    if not same and not alone:
+        raise cli.Stop(
+            f'{run} is being predicted with other flags or weights by {lock.holder()}; wait until '
+            'that has ended, then type this again'
+        )
+    if alone:
+        files.sweep(run, alone=True)
+    if not same:
+        for p in [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]:
+            p.unlink(missing_ok=True)
+        files.write_json(path, plan)
+    lock.take(shared=True)
 
 
 def predict_run(
@@ -116,18 +149,25 @@ def predict_run(
         return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    for k in folds:
-        path, rows = run / f'fold{k}' / 'tta_oof.csv', labelled[labelled.fold == k]
-        if not path.exists():
+    parts = {files.fold_lock(run, k): (k, run / f'fold{k}' / 'tta_oof.csv') for k in folds}
+    parts[run / TEST_LOCK] = None, run / 'test.csv'
+    for lock in files.share(lock for lock, (_, path) in parts.items() if not path.exists()):
+        k, path = parts[lock]
+        if path.exists():  # another process was faster
+            continue
+        files.sweep(path.parent, alone=k is not None)
+        if k is not None:
+            rows = labelled[labelled.fold == k]
             print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
             files.write_csv(path, rows[OOF_COLUMNS].join(passes(rows, [k], (seed, k), f'fold {k}')))
-    if not (run / 'test.csv').exists():
-        test = table[table.split == 'test']
-        print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
-        pred = passes(test, folds, (seed, len(folds)), 'test')
-        files.write_csv(run / 'test.csv', test[['image_name']].join(pred))
-    oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # digits as text
-    files.write_csv(run / 'oof.csv', oof)
+        else:
+            test = table[table.split == 'test']
+            print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
+            pred = passes(test, folds, (seed, len(folds)), 'test')
+            files.write_csv(path, test[['image_name']].join(pred))
+    if all(path.exists() for _, path in parts.values()):
+        oof = pd.concat([read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds])  # as text
+        files.write_csv(run / 'oof.csv', oof)
 
 
 if __name__ == '__main__':

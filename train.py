@@ -30,10 +30,12 @@ def main(
     fold: int | None = None,
     lr_find: bool = False,
     workers: int | None = None,
+    skip_bad: bool = False,
 ) -> None:
     """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
 
-    A finished fold is skipped, so the same command goes on where it stopped.
+    The same command goes on where it stopped, at the last whole epoch; given twice at a time, its
+    processes share out the folds.
 
     Args:
         home: folder of folds.csv, of the cache of resized images, and of the runs.
@@ -53,6 +55,7 @@ def main(
         fold: train this fold only, so that folds can be spread over machines.
         lr_find: only suggest --lr_min and --lr_max by a range test on the first fold, and draw it.
         workers: processes that read images; by default one a core beside a GPU, else none.
+        skip_bad: train without the images that cannot be read, and score without them.
     """
     flags = {k: v for k, v in locals().items() if k in DEFAULTS}
     cli.at_least(64, size=size)
@@ -60,6 +63,10 @@ def main(
     cli.at_least(0, lr_min=lr_min, lr_max=lr_max, wd=wd, neg_ratio=neg_ratio, seed=seed)
     if not 0 < lr_min <= lr_max < 10:
         raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
+    if size > files.MAX_SIZE:
+        raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {size}')
+    if workers is not None and not 0 <= workers <= 256:
+        raise cli.Stop(f'expected --workers 0 to 256, found {workers}')
     if weights is not None and not pretrained:
         raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
 
@@ -67,7 +74,7 @@ def main(
         files.run_folder(Path(home), name)  # refused now, if it is no folder name
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import images, model, splits, tables
+    from lib import model, splits, tables
 
     table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
     table = tables.read_folds(table_path)
@@ -88,28 +95,54 @@ def main(
     todo = files.unfinished(run, wanted)
     if todo or lr_find:
         model.create(arch, size, pretrained, start)  # weights that cannot be had end it here
+    if skipped := files.skipped(run):
+        config['skipped'] = skipped
     if not lr_find:
-        typed = flags | {'home': home, 'name': name}
-        config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
-        files.claim_run(run, config, DEFAULTS)
+        files.check_same(run, config, DEFAULTS)
     if todo or lr_find:
-        table['cached'] = images.cache(table, Path(home), size)
+        table, skipped = with_images(table, run, Path(home), size, skip_bad)
     if lr_find:
         return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, workers)
+    typed = flags | {'home': home, 'name': name, 'skip_bad': skip_bad}
+    config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
+    files.claim_run(run, config | ({'skipped': skipped} if skipped else {}), DEFAULTS)
 
     for k in wanted:
-        if k in todo:
-            train_fold(run / f'fold{k}', k, table, config, start, workers)
-        else:
+        if k not in todo:
             print(f'{run}: fold {k} is finished')
+            (run / f'fold{k}' / 'state.pt').unlink(missing_ok=True)  # of a kill at the very end
+    locks = {files.fold_lock(run, k): k for k in todo}
+    for lock in files.share(locks):
+        if files.unfinished(run, [locks[lock]]):  # else another process was faster
+            train_fold(lock.parent, locks[lock], table, config, start, workers)
     if files.unfinished(run, folds):
         print(files.to_train(run, folds))
     else:
         summarize(run, folds)
 
 
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers')  # flags that change no result
+# Flags that change no result; --skip_bad does by the list of images that it leaves in config.json
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'skip_bad')
 DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
+
+
+def with_images(table, run: Path, home: Path, size: int, skip_bad: bool):
+    """`table` with `cached`, less the images that the run goes without, and the names of those.
+
+    They are found when the run begins, and stay the same for all its folds and its predictions.
+    """
+    from lib import images, splits
+
+    skipped, folds = files.skipped(run), set(table.fold)
+    table = table[~table.image_name.isin(skipped)]
+    new = not (run / 'config.json').exists()
+    table = table.assign(cached=images.cache(table, home, size, skip_bad and new))
+    skipped = skipped + table.image_name[table.cached.isna()].tolist()
+    table = table[table.cached.notna()].reset_index(drop=True)
+    if set(table.fold) != folds:
+        raise cli.Stop('a fold is left without an image that can be read')
+    splits.check_classes(table.target, table.fold)
+    return table, skipped
 
 
 def prepare(fold: int, table, config: dict, start: Path | None, workers: int | None):
@@ -134,18 +167,24 @@ def prepare(fold: int, table, config: dict, start: Path | None, workers: int | N
 def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> None:
     """Train on the other folds and score this one: weights, history.csv, run.json, oof.csv."""
     from lib import model
-    from lib.learner import History, StopOnNaN, precision
+    from lib.learner import History, Resume, StopOnNaN, precision
     from lib.loaders import loader
     from lib.predict import predict
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
+    files.sweep(folder, alone=True)
     learn, cbs = prepare(fold, table, config, start, workers)
     device = learn.dls.device
     print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
     div = config['lr_max'] / config['lr_min']
-    cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
-    learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    history, resume = History(folder / 'history.csv', fold), Resume(folder / 'state.pt', fold)
+    cbs += [StopOnNaN(fold), history, resume]
+    try:
+        learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    except KeyboardInterrupt:
+        kept = f'{resume.done} of {config["epochs"]} epochs of {folder}, and what was finished'
+        raise KeyboardInterrupt(kept) from None
     model.save(learn.model, folder / model.WEIGHTS)
 
     # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
@@ -154,9 +193,11 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
     oof = oof[OOF_COLUMNS].assign(pred_plain=predict(learn, dl, label='score')[1])
     about = files.environment(str(device)) | {'precision': precision(device)}
-    seconds = round(time.perf_counter() - clock, 1)
+    before = sum(row['seconds'] for row in history.rows[: resume.found])
+    seconds = round(time.perf_counter() - clock + before, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})
     files.write_csv(folder / 'oof.csv', oof)  # its existence means finished
+    resume.path.unlink(missing_ok=True)
 
 
 def find_rates(folder: Path, fold: int, table, config: dict, start, workers) -> None:
