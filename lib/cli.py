@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -67,12 +68,21 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except Stop as sentence:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a scheduler sends first
+    received = _interrupt_on_signals()
     try:
-        main(**flags)
+        try:
+            main(**flags)
+        except Exception:
+            if received:  # a library's own way to say so, as of an import or of workers that ended
+                raise KeyboardInterrupt from None
+            raise
     except Stop as sentence:
-        # one that a process which reads images has raised comes with that process's traceback
-        text = str(sentence).rpartition('lib.cli.Stop: ')[2].strip()
+        # fastai and torch put words around what a callback or a process that reads images raises
+        text = re.sub(
+            r'\A.*(lib\.cli\.Stop: |calling event `\w+`:\s)', '', str(sentence), flags=re.S
+        )
+        # names out of a stranger's table may hold what a terminal obeys
+        text = ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
         raise SystemExit(f'error: {text}') from None
     except OSError as e:
         if e.filename is None and e.errno is None:
@@ -93,10 +103,47 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
             raise
         raise SystemExit(f'error: {reason}') from None
     except KeyboardInterrupt as interrupt:
-        kept = str(interrupt) or 'what is finished'
-        again = shlex.join(['python', sys.argv[0], *args])
-        print(f'stopped; kept: {kept}. The same command goes on: {again}', file=sys.stderr)
-        raise SystemExit(130) from None
+        _stopped(str(interrupt) or 'what is finished', args)
+
+
+def _interrupt_on_signals() -> list[int]:
+    """Have Ctrl-C, and SIGTERM, which a scheduler sends, raise KeyboardInterrupt.
+
+    And once more after a while: Python drops what is raised in the hooks of a fork and the like,
+    and the work would go on. Returns: a list that the signals are put into.
+    """
+    received: list[int] = []
+    main_process = os.getpid()
+    again = hasattr(signal, 'setitimer')  # not on Windows
+
+    def interrupt(number: int, _frame: object) -> None:
+        if os.getpid() != main_process:  # a fork that reads images; the parent speaks
+            os._exit(1)
+        received.append(number)
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, 3)
+        raise KeyboardInterrupt
+
+    def dropped(unraisable: Any) -> None:
+        if not received:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = dropped
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's & has it
+        signal.signal(signal.SIGINT, interrupt)
+    if again:
+        signal.signal(signal.SIGALRM, interrupt)
+    return received
+
+
+def _stopped(kept: str, args: Sequence[str]) -> None:
+    """Say in one line what an interrupt has left and how to go on, and end."""
+    if hasattr(signal, 'setitimer'):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    again = shlex.join(['python', sys.argv[0], *args])
+    print(f'stopped; kept: {kept}. The same command goes on: {again}', file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 def usage(main: Callable[..., None]) -> str:

@@ -7,6 +7,7 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -218,7 +219,9 @@ class Resume(Callback):
         if not self.path.exists():
             return
         try:
-            state = torch.load(self.path, map_location='cpu', weights_only=True)
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of odd files, which are refused by a sentence
+                state = torch.load(self.path, map_location='cpu', weights_only=True)
             if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
                 raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
             rows = list(map(dict, json.loads(state['rows'])))
