@@ -42,7 +42,7 @@ def main(
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
     import pandas as pd
 
-    from lib import images, score, tables
+    from lib import images, model, score, tables
 
     table = tables.read_folds(folds_path)
     folds = sorted(table.fold.dropna().astype(int).unique())
@@ -57,10 +57,11 @@ def main(
         if finished(run, plan):
             print(f'{run} is finished with these weights and flags')
         else:
+            model.about(config['arch'])  # before what another plan has made is deleted
+            used = table[~table.image_name.isin(files.skipped(run))].copy()
+            used['cached'] = images.cache(used, Path(home), config['size'])
             with files.Lock(run / '.lock') as lock:
                 begin(run, plan, lock)
-                used = table[~table.image_name.isin(files.skipped(run))].copy()
-                used['cached'] = images.cache(used, Path(home), config['size'])
                 predict_run(run, used, folds, n_tta, batch_size, seed, workers, compile)
         if not finished(run, plan):
             units = [files.fold_lock(run, k) for k in folds] + [run / TEST_LOCK]
