@@ -35,8 +35,7 @@ def main(
     """
     cli.at_least(0, n_tta=n_tta, seed=seed)
     cli.at_least(1, batch_size=batch_size)
-    if workers is not None and not 0 <= workers <= 256:
-        raise cli.Stop(f'expected --workers 0 to 256, found {workers}')
+    cli.processes(workers)
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds

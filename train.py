@@ -65,8 +65,7 @@ def main(
         raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
     if size > files.MAX_SIZE:
         raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {size}')
-    if workers is not None and not 0 <= workers <= 256:
-        raise cli.Stop(f'expected --workers 0 to 256, found {workers}')
+    cli.processes(workers)
     if weights is not None and not pretrained:
         raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
 
@@ -140,7 +139,7 @@ def with_images(table, run: Path, home: Path, size: int, skip_bad: bool):
     skipped = skipped + table.image_name[table.cached.isna()].tolist()
     table = table[table.cached.notna()].reset_index(drop=True)
     if set(table.fold) != folds:
-        raise cli.Stop('a fold is left without an image that can be read')
+        raise cli.Stop('a fold is left without an image that can be read; mend some of them')
     splits.check_classes(table.target, table.fold)
     return table, skipped
 
@@ -177,6 +176,8 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     learn, cbs = prepare(fold, table, config, start, workers)
     device = learn.dls.device
     print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
+    about = files.environment(str(device)) | {'precision': precision(device)}
+    files.write_json(folder / 'run.json', about)
     div = config['lr_max'] / config['lr_min']
     history, resume = History(folder / 'history.csv', fold), Resume(folder / 'state.pt', fold)
     cbs += [StopOnNaN(fold), history, resume]
@@ -192,7 +193,6 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     tfms = list(learn.dls.valid.after_batch.fs)
     dl = loader(oof.cached, oof.target, tfms, 4 * config['batch_size'], workers=workers)
     oof = oof[OOF_COLUMNS].assign(pred_plain=predict(learn, dl, label='score')[1])
-    about = files.environment(str(device)) | {'precision': precision(device)}
     before = sum(row['seconds'] for row in history.rows[: resume.found])
     seconds = round(time.perf_counter() - clock + before, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})

@@ -38,6 +38,12 @@ def at_least(low: float, **flags: float) -> None:
             raise Stop(f'--{name} must be {low} or more, not {value}')
 
 
+def processes(workers: int | None) -> None:
+    """Raises: Stop where so many processes cannot be meant; None leaves the number open."""
+    if workers is not None and not 0 <= workers <= 256:
+        raise Stop(f'--workers must be 0 to 256, not {workers}')
+
+
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     """What to type to call `script` with `flags`: those that differ from `defaults`."""
     words = ['python', script]

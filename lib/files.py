@@ -60,7 +60,7 @@ def sweep(folder: Path, alone: bool = False) -> None:
     `alone`: nobody else can be writing there, so that all of it is left over. Otherwise that of
     this host's living processes stays, and that of other hosts for a day.
     """
-    here = socket.gethostname()[:60]
+    here, alone = socket.gethostname()[:60], alone and not Lock.unsupported
     for path in folder.glob('.*.part*'):
         name = re.fullmatch(r'\..*\.(.+)-(\d+)\.part(\.\w+)?', path.name)
         if name is None:
@@ -69,13 +69,14 @@ def sweep(folder: Path, alone: bool = False) -> None:
             old = time.time() - path.stat().st_mtime > 24 * 60 * 60
         except FileNotFoundError:  # it was finished, or swept by another process
             continue
-        alone = alone and not Lock.unsupported
         if alone or old or (name[1] == here and not _lives(int(name[2]))):
             path.unlink(missing_ok=True)
 
 
 def _lives(pid: int) -> bool:
     """Whether a process of this host is there."""
+    if fcntl is None:  # Windows, where os.kill would end it
+        return True
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -114,10 +115,10 @@ class Lock:
 
         Several may hold it `shared`, or one alone; taken again, it changes from one to the other.
         """
-        kind = fcntl and (fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, 'Windows has no such locks')
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
             fcntl.lockf(self.fd, kind if wait else kind | fcntl.LOCK_NB)
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN):
@@ -127,6 +128,7 @@ class Lock:
             if not Lock.unsupported:
                 print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
             Lock.unsupported = True
+            return True
         if not shared:
             os.ftruncate(self.fd, 0)
             os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)

@@ -106,7 +106,7 @@ def square(path: Path, size: int) -> Image.Image:
 def _rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB: 16 bits scaled, not clipped, and transparency on white."""
     if image.mode.startswith('I'):  # a grey value of 0..65535
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert('RGBA')
         return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')

@@ -36,9 +36,10 @@ def loader(
     def image(row: int) -> PILImage:
         try:
             return PILImage.create(paths[row])
-        except OSError as e:
+        except Exception as e:  # whatever a decoder raises
+            reason = getattr(e, 'strerror', None) or e
             raise Stop(
-                f'{paths[row]} could be read and now cannot ({e.strerror or e}); delete it, if it '
+                f'{paths[row]} could be read and now cannot ({reason}); delete it, if it '
                 'is there, and the same command makes the cache again and goes on'
             ) from None
 

@@ -270,9 +270,8 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
         if column in table:
             number = pd.to_numeric(table[column], errors='coerce')
-            table[column] = number.where(number.between(0, most))
-    for column in {'width', 'height'} & set(table.columns):
-        table[column] = table[column].where(table[column] % 1 == 0)  # whole pixels
+            is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are
+            table[column] = number.where(number.between(0, most) & is_whole)
     return table
 
 

@@ -194,8 +194,12 @@ def main(*, drop: bool = False, fork: bool = False) -> None:
         def __del__(self):
             print('ready', flush=True)
             time.sleep(60)
-    if fork and os.fork() == 0:
-        time.sleep(60)
+    if fork:
+        up, here = os.pipe()
+        if os.fork() == 0:
+            os.write(here, b'x')
+            time.sleep(60)
+        os.read(up, 1)  # a signal to a child that is not up yet is lost
     if drop:
         Dropper()  # Python drops what is raised in here
     print('ready', flush=True)
