@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -81,18 +81,28 @@ def leftovers(folder: Path) -> list[str]:
     return [p.name for p in folder.rglob('*') if '.part' in p.suffixes or p.name == 'state.pt']
 
 
-def killed(args: list[str], delay: float) -> bool:
-    """Start a command and kill it, `-9`, after `delay` seconds; False where it ended before."""
-    with open(os.devnull, 'w') as null:
-        process = subprocess.Popen(args, stdout=null, stderr=subprocess.PIPE, text=True)
-    try:
-        _, stderr = process.communicate(timeout=delay)
-    except subprocess.TimeoutExpired:
+def killed(args: list[str], ready: Callable[[int], bool], delay: float) -> bool:
+    """Start a command and kill it, `-9`, `delay` seconds after `ready(lines printed)` is true.
+
+    Lines and files, not the clock, since the machine may be busy. False where it ended before.
+    """
+    with tempfile.TemporaryFile('w+') as log, tempfile.TemporaryFile('w+') as errors:
+        process = subprocess.Popen(args, stdout=log, stderr=errors)
+        ended = time.monotonic() + TIMEOUT
+
+        def n_lines() -> int:
+            return os.pread(log.fileno(), 1 << 20, 0).count(b'\n')
+
+        while process.poll() is None and not ready(n_lines()):
+            assert time.monotonic() < ended, f'{args} hangs'
+            time.sleep(0.005)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(delay)
         process.kill()
-        process.communicate()
-        return True
-    assert process.returncode == 0, stderr
-    return False
+        status = process.wait()
+        errors.seek(0)
+        assert status in (0, -signal.SIGKILL), errors.read()
+        return status != 0
 
 
 # ---- kills
@@ -105,21 +115,19 @@ def kill_training(folder: Path, n_kills: int, epochs: int, rng: random.Random) -
     """
     home = make_home(folder)
     train = ['train.py', '--home', home, *QUICK, '--epochs', epochs]
-    start = time.perf_counter()
     done(*train, '--name', 'whole')
-    seconds = time.perf_counter() - start
     left, run = n_kills, 0
     while left:
         run, moments, workers = run + 1, [], 0
         this = [*train, '--name', f'run{run}']
         folds = [home / 'runs' / f'run{run}' / f'fold{k}' for k in (0, 1)]
         while left:
-            delay = rng.uniform(0.1, 1) * seconds
-            if not killed(command(*this, '--workers', workers), delay):
+            n, delay = rng.randint(0, epochs), rng.uniform(0, 0.5)
+            args = command(*this, '--workers', workers)
+            if not killed(args, lambda lines, n=n: lines >= n, delay):
                 break
             left, workers = left - 1, 2 - workers
-            epochs_kept = [_epochs(fold) for fold in folds]
-            moments.append(f'{delay:.1f} s: {epochs_kept[0]}+{epochs_kept[1]}')
+            moments.append('+'.join(str(_epochs(fold)) for fold in folds))
         done(*this, '--workers', workers)
         whole = home / 'runs' / 'whole'
         pairs = [(whole / f.name / n, f / n) for f in folds for n in ('oof.csv', FILE)]
@@ -128,7 +136,7 @@ def kill_training(folder: Path, n_kills: int, epochs: int, rng: random.Random) -
             'kills': len(moments),
             'same bytes': all(a.read_bytes() == b.read_bytes() for a, b in pairs),
             'left over': leftovers(home) or 'nothing',
-            'killed after: epochs of each fold': '; '.join(moments),
+            'epochs of each fold at each kill': '; '.join(moments),
         }
 
 
@@ -153,25 +161,26 @@ def trained_home(folder: Path) -> Path:
 def kill_inference(home: Path, n_kills: int, rng: random.Random) -> Iterator[dict]:
     """Kill infer.py `n_kills` times on a home with run a; a row for each that came to an end."""
     infer = ['infer.py', '--home', home, '--n_tta', 8]
-    start = time.perf_counter()
     done(*infer)
-    seconds = time.perf_counter() - start
     run, left = home / 'runs' / 'a', n_kills
     whole = contents(home)
     while left:
         for path in [*run.glob('fold*/tta_oof.csv'), *run.glob('*.csv'), run / 'infer.json']:
             path.unlink()
         moments = []
-        while left and killed(command(*infer), delay := rng.uniform(0.3, 1) * seconds):
+        while left:
+            n, delay = rng.randint(0, 3), rng.uniform(0, 2)
+            if not killed(command(*infer), lambda lines, n=n: lines >= n, delay):
+                break
             left -= 1
             there = [p for p in run.rglob('*.csv') if p.name in ('tta_oof.csv', 'test.csv')]
-            moments.append(f'{delay:.1f} s: {len(there)} of 3')
+            moments.append(f'{len(there)} of 3')
         done(*infer)
         yield {
             'kills': len(moments),
             'same bytes': contents(home) == whole,
             'left over': leftovers(home) or 'nothing',
-            'killed after: parts done': '; '.join(moments),
+            'parts done at each kill': '; '.join(moments),
         }
 
 
@@ -179,7 +188,8 @@ def kill_blend(home: Path, n_kills: int, rng: random.Random) -> Iterator[dict]:
     """Kill blend.py `n_kills` times on a home that is predicted."""
     done('blend.py', '--home', home)
     whole = contents(home)
-    n = sum(killed(command('blend.py', '--home', home), rng.uniform(1, 5)) for _ in range(n_kills))
+    args = command('blend.py', '--home', home)
+    n = sum(killed(args, lambda lines: True, rng.uniform(1, 6)) for _ in range(n_kills))
     done('blend.py', '--home', home)
     same = contents(home) == whole
     yield {'kills': n, 'same bytes': same, 'left over': leftovers(home) or 'nothing'}
@@ -195,26 +205,31 @@ def kill_cache(folder: Path, n_kills: int, rng: random.Random) -> Iterator[dict]
         f'    home = Path({str(home)!r})\n'
         "    images.cache(tables.read_folds(home / 'folds.csv'), home, 224)\n"
     )
+
+    def made() -> int:
+        return len(list(home.glob('cache/*/*/[!.]*.jpg')))
+
     script = folder / 'cache.py'  # a file, which the processes of the pool can import
     script.write_text(code)
     make = [sys.executable, str(script)]
-    start = time.perf_counter()
-    assert not killed(make, TIMEOUT)
-    seconds = time.perf_counter() - start
+    subprocess.run(make, check=True, timeout=TIMEOUT)
     whole = contents(home)
     left = n_kills
     while left:
         shutil.rmtree(home / 'cache')
         moments = []
-        while left and killed(make, delay := rng.uniform(0.3, 1) * seconds):
+        while left:
+            n = made() + rng.randint(0, 400)
+            if not killed(make, lambda _, n=n: made() >= n, rng.uniform(0, 0.2)):
+                break
             left -= 1
-            moments.append(f'{delay:.1f} s: {len(list(home.glob("cache/*/*/[!.]*.jpg")))}')
-        assert not killed(make, TIMEOUT)
+            moments.append(str(made()))
+        subprocess.run(make, check=True, timeout=TIMEOUT)
         yield {
             'kills': len(moments),
             'same bytes': contents(home) == whole,
             'left over': leftovers(home) or 'nothing',
-            'killed after: images made': '; '.join(moments),
+            'images made at each kill': '; '.join(moments),
         }
 
 
@@ -893,7 +908,7 @@ def main(*, only: str | None = None, n_kills: int = 20, n_fuzz: int = 4000, seed
 
     with tempfile.TemporaryDirectory() as folder:
         parts = {
-            'kills': ('train.py killed', lambda d: kill_training(d, n_kills, 12, rng), unharmed),
+            'kills': ('train.py killed', lambda d: kill_training(d, n_kills, 40, rng), unharmed),
             'infer': ('infer.py killed', lambda d: inference(d, n_kills // 2), unharmed),
             'cache': ('the cache killed', lambda d: kill_cache(d, n_kills // 2, rng), unharmed),
             'two': ('two processes', two_processes, unharmed),
