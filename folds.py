@@ -110,6 +110,7 @@ def write(table, home: Path) -> None:
             f'{path} would change, and the runs under {home / "runs"} were trained on it as it is: '
             'choose another --home, or move the runs away'
         )
+    files.sweep(home)
     files.write_text(path, text)
 
 

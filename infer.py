@@ -28,7 +28,8 @@ def main(
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
 
-    What is finished with these flags, these weights and this folds.csv is skipped.
+    What is finished with these flags, these weights and this folds.csv is skipped; given twice at a
+    time, the command's processes share out the folds and the test images.
 
     Args:
         home: folder of folds.csv, of the cache of resized images, and of the runs.
@@ -49,6 +50,7 @@ def main(
     cli.at_least(0, n_tta=n_tta, seed=seed)
     cli.at_least(1, batch_size=batch_size)
     cli.rate(prior=prior, sensitivity=sensitivity)
+    cli.processes(workers)
     if (images is None) != (out is None):
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
@@ -76,15 +78,23 @@ def main(
         plan['weights_sha256'] = files.weight_hashes(run, folds)
         plan['folds_sha256'] = config['folds_sha256']
         plan['precision'] = ranks.first_does(partial(begun_in, run, plan, precision))
-        made = partial(cache.cache, table, Path(home), config['size'])
-        if plan['precision'] == 'auto':
-            table['cached'] = ranks.first_does(made)
-            plan['precision'] = find_precision(run, table, folds[0], batch_size, workers)
-        if ranks.first_does(partial(begin, run, plan)):
-            table['cached'] = ranks.first_does(made)
-            predict_run(run, table, folds, plan, workers, compile)
-        else:
+        if ranks.first_does(partial(finished, run, plan)):
             print(f'{run} is finished with these weights and flags')
+        else:
+            model.about(config['arch'])  # before what another plan has made is deleted
+            used = table[~table.image_name.isin(files.skipped(run))].copy()
+            make = partial(cache.cache, used, Path(home), config['size'])
+            used['cached'] = ranks.first_does(make)
+            if plan['precision'] == 'auto':
+                plan['precision'] = find_precision(run, used, folds[0], batch_size, workers)
+            with files.Lock(run / '.lock') as lock:
+                ranks.first_does(partial(begin, run, plan, lock))
+                predict_run(run, used, folds, plan, workers, compile)
+        if not ranks.first_does(partial(finished, run, plan)):
+            units = [files.fold_lock(run, k) for k in folds] + [run / TEST_LOCK]
+            whose = ''.join(map(files.at_work, units)) or ' (another process was)'
+            print(f'{run}: not all is predicted yet{whose}; the same command ends it later')
+            continue
         summarize(run, table, n_tta, prior)
 
 
@@ -109,16 +119,38 @@ def begun_in(run: Path, plan: dict, precision: str) -> str:
     return saved['precision'] if precision == 'auto' and same else precision
 
 
-def begin(run: Path, plan: dict) -> bool:
-    """Make infer.json say what is being done; False if just that is finished already."""
-    made = [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]
+TEST_LOCK = '.test.lock'  # of a run's test pass; its folds have locks of their own
+
+
+def finished(run: Path, plan: dict) -> bool:
+    """Whether just what `plan` says is predicted already."""
+    made = [run / 'infer.json', run / 'oof.csv', run / 'test.csv']
+    return all(p.exists() for p in made) and files.read_json(made[0]) == plan
+
+
+def begin(run: Path, plan: dict, lock: files.Lock) -> None:
+    """Make infer.json say what is being done, and delete what was predicted in another way.
+
+    `lock` is the run's, shared by all who predict by one plan, and needed alone to change it.
+    Raises: Stop where others predict by another one.
+    """
     path = run / 'infer.json'
-    if path.exists() and files.read_json(path) == plan:
-        return not all(p.exists() for p in made[:2])
-    for p in made:  # of other weights or flags
-        p.unlink(missing_ok=True)
-    files.write_json(path, plan)
-    return True
+    alone = lock.take()
+    if not alone:
+        lock.take(shared=True, wait=True)  # the others share it, but while one changes the plan
+    same = path.exists() and files.read_json(path) == plan
+    if not same and not alone:
+        raise cli.Stop(
+            f'{run} is being predicted with other flags or weights by {lock.holder()}; wait until '
+            'that has ended, then type this again'
+        )
+    if alone:
+        files.sweep(run, alone=True)
+    if not same:
+        for p in [run / 'oof.csv', run / 'test.csv', *run.glob('fold*/tta_oof.csv')]:
+            p.unlink(missing_ok=True)
+        files.write_json(path, plan)
+    lock.take(shared=True)
 
 
 def find_precision(run: Path, table, fold: int, batch_size: int, workers: int | None) -> str:
@@ -134,30 +166,41 @@ def find_precision(run: Path, table, fold: int, batch_size: int, workers: int | 
 
 
 def predict_run(run: Path, table, folds: list, plan: dict, workers, compile: bool) -> None:
-    """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv."""
+    """Write each fold's tta_oof.csv, then test.csv, the mean over folds, then oof.csv.
+
+    What another process is at is left to it.
+    """
     import pandas as pd
 
     from lib.tables import OOF_COLUMNS, read_csv
 
-    def pool() -> None:
-        oof = pd.concat([read_csv(path) for path in oofs])  # digits as text
-        files.write_csv(run / 'oof.csv', oof)
-
-    n_tta = plan['n_tta']
-    oofs, test_path = [run / f'fold{k}' / 'tta_oof.csv' for k in folds], run / 'test.csv'
-    done = ranks.first_does(lambda: [path for path in (*oofs, test_path) if path.exists()])
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    for k, path in zip(folds, oofs, strict=True):
-        if path not in done:
+    test, passed = table[table.split == 'test'], f'{plan["n_tta"]} + 1 passes'
+    parts = {files.fold_lock(run, k): (k, run / f'fold{k}' / 'tta_oof.csv') for k in folds}
+    parts[run / TEST_LOCK] = None, run / 'test.csv'
+
+    def missing() -> list[Path]:
+        return [lock for lock, (_, path) in parts.items() if not path.exists()]
+
+    def pool() -> None:
+        if not missing():
+            oofs = [read_csv(run / f'fold{k}' / 'tta_oof.csv') for k in folds]  # digits as text
+            files.write_csv(run / 'oof.csv', pd.concat(oofs))
+
+    # what another process has finished meanwhile is no more
+    free = (lock for lock in files.share(missing()) if lock in missing())
+    for lock in ranks.each(free):
+        k, path = parts[lock]
+        ranks.first_does(partial(files.sweep, path.parent, alone=k is not None))
+        if k is not None:
             rows = labelled[labelled.fold == k]
-            print(f'{run}: {len(rows)} images, {n_tta} + 1 passes, fold {k}', flush=True)
+            print(f'{run}: {len(rows)} images, {passed}, fold {k}', flush=True)
             pred = passes(run, rows, [k], plan, f'fold {k}', workers, compile)
             files.write_csv(path, rows[OOF_COLUMNS].join(pred))
-    if test_path not in done:
-        test = table[table.split == 'test']
-        print(f'{run}: {len(test)} test images, {n_tta} + 1 passes, all folds', flush=True)
-        pred = passes(run, test, folds, plan, 'test', workers, compile)
-        files.write_csv(test_path, test[['image_name']].join(pred))
+        else:
+            print(f'{run}: {len(test)} test images, {passed}, all folds', flush=True)
+            pred = passes(run, test, folds, plan, 'test', workers, compile)
+            files.write_csv(path, test[['image_name']].join(pred))
     ranks.first_does(pool)
 
 

@@ -34,10 +34,12 @@ def main(
     workers: int | None = None,
     precision: str = 'auto',
     compile: bool = False,
+    skip_bad: bool = False,
 ) -> None:
     """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
 
-    A finished fold is skipped, so the same command goes on where it stopped.
+    The same command goes on where it stopped, at the last whole epoch; given twice at a time, its
+    processes share out the folds.
 
     Args:
         home: folder of folds.csv, of the cache of resized images, and of the runs.
@@ -60,6 +62,7 @@ def main(
         workers: processes that read images; by default one a core beside a GPU, else none.
         precision: fp32, bf16 or fp16; by default what the device is fastest in.
         compile: torch.compile the model first; takes minutes, pays in a long training on a GPU.
+        skip_bad: train without the images that cannot be read, and score without them.
     """
     flags = {k: v for k, v in locals().items() if k in DEFAULTS}
     cli.at_least(64, size=size)
@@ -67,6 +70,9 @@ def main(
     cli.at_least(0, lr_min=lr_min, lr_max=lr_max, wd=wd, neg_ratio=neg_ratio, seed=seed)
     if not 0 < lr_min <= lr_max < 10:
         raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
+    if size > files.MAX_SIZE:
+        raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {size}')
+    cli.processes(workers)
     if weights is not None and not pretrained:
         raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
 
@@ -74,7 +80,7 @@ def main(
         files.run_folder(Path(home), name)  # refused now, if it is no folder name
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import images, learner, loaders, model, splits, tables
+    from lib import learner, loaders, model, splits, tables
 
     ranks.start()
     if lr_find and ranks.WORLD > 1:
@@ -108,28 +114,37 @@ def main(
             how['train_in'] = ranks.first_does(
                 lambda: begun_in(run, device) or learner.fastest(*batch)
             )
+    if skipped := ranks.first_does(partial(files.skipped, run)):
+        config['skipped'] = skipped
     if not lr_find:
-        typed = flags | {'home': home, 'name': name}
-        config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
-        files.claim_run(run, config, DEFAULTS)
+        files.check_same(run, config, DEFAULTS)
     if todo or lr_find:
-        table['cached'] = ranks.first_does(partial(images.cache, table, Path(home), size))
+        open_images = partial(with_images, table, run, Path(home), size, skip_bad)
+        table, skipped = ranks.first_does(open_images)
     if lr_find:
         return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, how)
+    typed = flags | {'home': home, 'name': name, 'skip_bad': skip_bad}
+    config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
+    config |= {'skipped': skipped} if skipped else {}
+    ranks.first_does(partial(files.claim_run, run, config, DEFAULTS))
 
     for k in wanted:
-        if k in todo:
-            train_fold(run / f'fold{k}', k, table, config, start, how)
-        else:
+        if k not in todo:
             print(f'{run}: fold {k} is finished')
+            (run / f'fold{k}' / 'state.pt').unlink(missing_ok=True)  # of a kill at the very end
+    locks = {files.fold_lock(run, k): k for k in todo}
+    free = (lock for lock in files.share(locks) if files.unfinished(run, [locks[lock]]))
+    for lock in ranks.each(free):  # a fold that another process has finished meanwhile is no more
+        train_fold(lock.parent, locks[lock], table, config, start, how)
     if files.unfinished(run, folds):
         print(files.to_train(run, folds))
     else:
         summarize(run, table)
 
 
-# flags that say where and how, not what
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'compile')
+# Flags that say where and how, not what; --skip_bad changes a result by the list of images that it
+# leaves in config.json
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'compile', 'skip_bad')
 DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
 
 
@@ -137,6 +152,25 @@ def begun_in(run: Path, device) -> str | None:
     """The precision that the run's folds were begun in on such a device, if one was."""
     begun = [files.read_json(path) for path in sorted(run.glob('fold*/run.json'))]
     return next((a.get('precision') for a in begun if a.get('device') == str(device)), None)
+
+
+def with_images(table, run: Path, home: Path, size: int, skip_bad: bool):
+    """`table` with `cached`, less the images that the run goes without, and the names of those.
+
+    They are found when the run begins, and stay the same for all its folds and its predictions.
+    """
+    from lib import images, splits
+
+    skipped, folds = files.skipped(run), set(table.fold)
+    table = table[~table.image_name.isin(skipped)]
+    new = not (run / 'config.json').exists()
+    table = table.assign(cached=images.cache(table, home, size, skip_bad and new))
+    skipped = skipped + table.image_name[table.cached.isna()].tolist()
+    table = table[table.cached.notna()].reset_index(drop=True)
+    if set(table.fold) != folds:
+        raise cli.Stop('a fold is left without an image that can be read; mend some of them')
+    splits.check_classes(table.target, table.fold)
+    return table, skipped
 
 
 def prepare(fold: int, table, config: dict, start: Path | None, how: dict):
@@ -166,12 +200,13 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     from fastai.torch_core import to_np
 
     from lib import model
-    from lib.learner import History, StopOnNaN, distributed
+    from lib.learner import History, Resume, StopOnNaN, distributed
     from lib.predict import lowest, predict
     from lib.report import draw_batch, draw_history
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
+    ranks.first_does(partial(files.sweep, folder, alone=True))
     learn, cbs = prepare(fold, table, config, start, how)
     device = learn.dls.device
     about = files.environment(str(device)) | {'processes': ranks.WORLD}
@@ -183,11 +218,15 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     x, y = learn.dls.train.one_batch()
     draw_batch(folder / 'batch.png', to_np(x), to_np(y), config['mean'], config['std'])
     div = config['lr_max'] / config['lr_min']
-    cbs += [StopOnNaN(fold), History(folder / 'history.csv', fold)]
-    with distributed(learn):
-        learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
-    history = ranks.first_does(lambda: pd.read_csv(folder / 'history.csv'))
-    draw_history(folder / 'history.png', history)
+    history, resume = History(folder / 'history.csv', fold), Resume(folder / 'state.pt', fold)
+    cbs += [StopOnNaN(fold), history, resume]
+    try:
+        with distributed(learn):
+            learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
+    except KeyboardInterrupt:
+        kept = f'{resume.done} of {config["epochs"]} epochs of {folder}, and what was finished'
+        raise KeyboardInterrupt(kept) from None
+    draw_history(folder / 'history.png', pd.DataFrame(history.rows))
     model.save(learn.model, folder / model.WEIGHTS)
 
     # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
@@ -200,9 +239,11 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     net = model.for_inference(net, size, precision)
     pred = predict([net], paths, tfms, batch_size, workers=workers, label='score')[1]
     about['scored_in'] = precision
-    seconds = round(time.perf_counter() - clock, 1)
+    before = sum(row['seconds'] for row in history.rows[: resume.found])
+    seconds = round(time.perf_counter() - clock + before, 1)
     files.write_json(folder / 'run.json', about | {'seconds': seconds})
     files.write_csv(folder / 'oof.csv', oof[OOF_COLUMNS].assign(pred_plain=pred))  # last: finished
+    ranks.first_does(partial(resume.path.unlink, missing_ok=True))
 
 
 def find_rates(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:

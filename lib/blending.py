@@ -118,8 +118,9 @@ def read_oofs(folders: Sequence[Path], table: pd.DataFrame | None) -> Together |
         raise Stop(f'{", ".join(f.name for f in folders)} have no labelled image in common')
     for folder, oof in oofs.items():
         if table is not None and (folder / 'config.json').exists():
-            _check_same(folder / 'oof.csv', set(oof.index) ^ set(rows.index))
-            _check_equal(folder / 'oof.csv', rows, oof, 'fold')
+            used = rows[~rows.index.isin(files.skipped(folder))]
+            _check_same(folder / 'oof.csv', set(oof.index) ^ set(used.index))
+            _check_equal(folder / 'oof.csv', used, oof, 'fold')
         _check_equal(folder / 'oof.csv', rows[rows.index.isin(shared)], oof, 'target')
     rows = rows[rows.index.isin(shared)].reset_index(drop=True)
     if rows.fold.isna().any():

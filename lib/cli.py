@@ -1,11 +1,14 @@
 """Strict `fire`: an unknown flag or a wrong type ends the program before any work."""
 
 import difflib
+import errno
 import functools
 import inspect
 import io
+import os
 import re
 import shlex
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,6 +24,14 @@ from lib import ranks
 
 class Stop(Exception):
     """A sentence for the person at the keyboard: what was expected, what was found, what to do."""
+
+
+ROOM = '; make room, and the same command goes on'
+ACCESS = '; change its permissions, or take another --home'
+HINTS = {  # what to do about an error of the system
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ACCESS),
+}
 
 
 def at_least(low: float, **flags: float) -> None:
@@ -44,6 +55,12 @@ def rate(**flags: float | None) -> None:
             raise Stop(f'--{name} must be between 0 and 1, as .05, not {value}')
 
 
+def processes(workers: int | None) -> None:
+    """Raises: Stop where so many processes cannot be meant; None leaves the number open."""
+    if workers is not None and not 0 <= workers <= 256:
+        raise Stop(f'--workers must be 0 to 256, not {workers}')
+
+
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     """What to type to call `script` with `flags`: those that differ from `defaults`."""
     words = ['python', script]
@@ -59,7 +76,8 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """Call `main` with the flags of the command line; every parameter needs a type and a default.
 
     `--help` prints the docstring's `Args:`. Whatever a user can get wrong, here or later as a
-    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest.
+    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest. Ctrl-C
+    and SIGTERM end alike: a KeyboardInterrupt, which may say what is kept, and status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
@@ -75,20 +93,82 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except Stop as sentence:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
+    received = _interrupt_on_signals()
     try:
-        main(**flags)
+        try:
+            main(**flags)
+        except Exception:
+            if received:  # a library's own way to say so, as of an import or of workers that ended
+                raise KeyboardInterrupt from None
+            raise
     except Stop as sentence:
-        raise SystemExit(f'error: {sentence}') from None
+        # fastai and torch put words around what a callback or a process that reads images raises
+        text = re.sub(
+            r'\A.*(lib\.cli\.Stop: |calling event `\w+`:\s)', '', str(sentence), flags=re.S
+        )
+        # names out of a stranger's table may hold what a terminal obeys
+        text = ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
+        raise SystemExit(f'error: {text}') from None
     except OSError as e:
         if e.filename is None and e.errno is None:
             raise  # not about a file: a bug, and a traceback says more than a sentence
-        raise SystemExit(f'error: {e.strerror}: {e.filename or "while writing"}') from None
+        hint = HINTS.get(e.errno, '')
+        reason = f'{e.strerror or e}: {e.filename or "while writing"}'
+        raise SystemExit(f'error: {reason}{hint}') from None
     except RuntimeError as e:
-        if type(e).__name__ != 'OutOfMemoryError':  # torch's, which is not imported here
+        # torch's, which is not imported here
+        if type(e).__name__ == 'OutOfMemoryError':
+            reason = 'the GPU is out of memory; try a smaller --batch_size'
+        elif 'allocate memory' in str(e):
+            reason = 'out of memory; try a smaller --batch_size'
+        elif str(e).startswith('DataLoader worker'):
+            reason = 'a process that reads images was ended from outside, perhaps for its memory; '
+            reason += 'the same command goes on, with fewer --workers'
+        else:
             raise
-        raise SystemExit('error: the GPU is out of memory; try a smaller --batch_size') from None
-    except KeyboardInterrupt:
-        raise SystemExit('stopped; what is finished is kept, the same command goes on') from None
+        raise SystemExit(f'error: {reason}') from None
+    except KeyboardInterrupt as interrupt:
+        _stopped(str(interrupt) or 'what is finished', args)
+
+
+def _interrupt_on_signals() -> list[int]:
+    """Have Ctrl-C, and SIGTERM, which a scheduler sends, raise KeyboardInterrupt.
+
+    And once more after a while: Python drops what is raised in the hooks of a fork and the like,
+    and the work would go on. Returns: a list that the signals are put into.
+    """
+    received: list[int] = []
+    main_process = os.getpid()
+    again = hasattr(signal, 'setitimer')  # not on Windows
+
+    def interrupt(number: int, _frame: object) -> None:
+        if os.getpid() != main_process:  # a fork that reads images; the parent speaks
+            os._exit(1)
+        received.append(number)
+        if again:
+            signal.setitimer(signal.ITIMER_REAL, 3)
+        raise KeyboardInterrupt
+
+    def dropped(unraisable: Any) -> None:
+        if not received:
+            sys.__unraisablehook__(unraisable)
+
+    sys.unraisablehook = dropped
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's & has it
+        signal.signal(signal.SIGINT, interrupt)
+    if again:
+        signal.signal(signal.SIGALRM, interrupt)
+    return received
+
+
+def _stopped(kept: str, args: Sequence[str]) -> None:
+    """Say in one line what an interrupt has left and how to go on, and end."""
+    if hasattr(signal, 'setitimer'):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    again = shlex.join(['python', sys.argv[0], *args])
+    print(f'stopped; kept: {kept}. The same command goes on: {again}', file=sys.stderr)
+    raise SystemExit(130) from None
 
 
 def usage(main: Callable[..., None]) -> str:

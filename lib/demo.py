@@ -26,16 +26,19 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
 
     What is there already is kept. Raises: Stop where `home` holds other data.
     """
-    label = home / 'SYNTHETIC.txt'
-    if label.exists():
+    label, last = home / 'SYNTHETIC.txt', home / 'train.csv'
+    if label.exists() and last.exists():
         return home
-    if (home / 'train.csv').exists():
+    if last.exists():
         raise Stop(f'{home} holds data that --demo did not make; move it away first')
+    text = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
+    files.write_text(label, text)
     rng = np.random.default_rng(seed)
     for split, n, first in (('train', n_train, 0), ('test', n_test, n_train)):
         rows = _rows(rng, n, first, split)
         folder = home / 'jpeg' / split
         folder.mkdir(parents=True, exist_ok=True)
+        files.sweep(folder)
         for name, target in zip(rows.image_name, rows.target, strict=True):
             with files.atomic(folder / f'{name}.jpg') as temporary:
                 Image.fromarray(draw(rng, target)).save(temporary, quality=90)
@@ -43,11 +46,11 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
             order = rng.permutation(n)
             submission = rows[['image_name']].iloc[order].assign(target=0)
             files.write_csv(home / 'sample_submission.csv', submission)
-            rows = rows.drop(columns=['target', 'diagnosis', 'benign_malignant'])
-        files.write_csv(home / f'{split}.csv', rows)
-    # last: it says that all is there
-    text = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
-    files.write_text(label, text)
+            unlabelled = rows.drop(columns=['target', 'diagnosis', 'benign_malignant'])
+            files.write_csv(home / 'test.csv', unlabelled)
+        else:
+            train = rows
+    files.write_csv(last, train)  # it says that all is there
     return home
 
 

@@ -1,14 +1,17 @@
 """Files between the scripts: whole or not there, and a run that explains itself."""
 
+import errno
 import hashlib
 import json
 import math
 import os
 import platform
 import re
+import socket
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -20,32 +23,158 @@ import pandas as pd
 from lib import ranks
 from lib.cli import Stop
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 # What a config.json holds beside the flags, for the reader's sake: never compared
 INFORMATIVE = ('command',)
 BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
 BLEND_FLAGS = ('how', 'mix', 'runs', 'calibrate', 'prior')
+MAX_SIZE = 4096  # pixels a side
 
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` to write to; it becomes `path` if the block ends well.
 
-    Whoever reads `path` sees the old file or the new one, whole, even after a power cut. Of
-    several processes of one command only the first writes: what the others make is dropped.
+    Whoever reads `path` sees the old file or the new one, whole, even after a power cut. What a
+    killed process leaves behind is `sweep`'s. Of several processes of one command only the first
+    writes: what the others make is dropped.
     """
     if ranks.RANK:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, path.name)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
+    # the host too: processes on two machines may bear one number. No longer than a name may be
+    writer = f'{socket.gethostname()[:60]}-{os.getpid()}'
+    temporary = path.with_name(f'.{path.stem[:30]}.{writer}.part{path.suffix}')
     try:
         yield temporary
         with open(temporary, 'rb+') as f:
             os.fsync(f.fileno())
         os.replace(temporary, path)
+    except OSError as e:
+        # a full disk is noticed in a write, which does not know the file's name
+        if str(e.filename) in ('None', str(temporary)):
+            e.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, alone: bool = False) -> None:
+    """Delete what killed processes left half written in `folder`.
+
+    `alone`: nobody else can be writing there, so that all of it is left over. Otherwise that of
+    this host's living processes stays, and that of other hosts for a day.
+    """
+    here, alone = socket.gethostname()[:60], alone and not Lock.unsupported
+    for path in folder.glob('.*.part*'):
+        name = re.fullmatch(r'\..*\.(.+)-(\d+)\.part(\.\w+)?', path.name)
+        if name is None:
+            continue
+        try:
+            old = time.time() - path.stat().st_mtime > 24 * 60 * 60
+        except FileNotFoundError:  # it was finished, or swept by another process
+            continue
+        if alone or old or (name[1] == here and not _lives(int(name[2]))):
+            path.unlink(missing_ok=True)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this host is there."""
+    if fcntl is None:  # Windows, where os.kill would end it
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        pass
+    return True
+
+
+class Lock:
+    """A piece of work that one process at a time may do, for the length of a `with` block.
+
+    It is a POSIX record lock on the file `path`, which stays and names the last holder. The kernel
+    drops it when the process ends, in whatever way, so that a dead one never blocks; a process that
+    is only stopped or slow keeps it, which no heartbeat could promise. Forked workers do not
+    inherit it. Between machines it holds where the shared file system keeps such locks: NFS 4,
+    NFS 3 with lockd, Lustre mounted with flock, GPFS, CephFS. Where none are kept, and on Windows,
+    a line says so once, and every process gets every lock.
+    """
+
+    unsupported = False
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> 'Lock':
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self.fd)
+
+    def take(self, shared: bool = False, wait: bool = False) -> bool:
+        """Whether the lock is this process's now; `wait` until it is.
+
+        Several may hold it `shared`, or one alone; taken again, it changes from one to the other.
+        """
+        try:
+            if fcntl is None:
+                raise OSError(errno.ENOSYS, 'Windows has no such locks')
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.lockf(self.fd, kind if wait else kind | fcntl.LOCK_NB)
+        except OSError as e:
+            if e.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            if not Lock.unsupported:
+                print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
+            Lock.unsupported = True
+            return True
+        if not shared:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
+        return True
+
+    def holder(self) -> str:
+        """Who took it alone last, such as 'process 12 on HOST'."""
+        name = os.pread(self.fd, 200, 0).decode(errors='replace').strip()
+        return name if name.isprintable() and name else 'another process'
+
+
+def share(paths: Iterable[Path]) -> Iterator[Path]:
+    """Those of the locks `paths` that no other process has, each held while the loop's body works.
+
+    What others have is asked for again after each piece, and left to them when nothing else is
+    left. A piece may have been finished by another process meanwhile: the body has to look.
+    """
+    left = list(paths)
+    while left:
+        for path in left:
+            with Lock(path) as lock:
+                if lock.take():
+                    yield path
+                    left.remove(path)
+                    break
+        else:
+            return
+
+
+def at_work(path: Path) -> str:
+    """Who holds the lock `path` alone, such as ' (process 12 on HOST is at it)'; '' if nobody."""
+    if not path.exists() or not os.access(path, os.W_OK):
+        return ''
+    with Lock(path) as lock:
+        return '' if lock.take(shared=True) else f' ({lock.holder()} is at it)'
 
 
 def write_text(path: Path, text: str) -> None:
@@ -79,7 +208,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in `path`. Raises: Stop where it is none."""
     try:
         data = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, FileNotFoundError) as e:
+    except (ValueError, FileNotFoundError, RecursionError) as e:
         raise Stop(f'{path} cannot be read as JSON ({e}); delete it and make it anew') from None
     if not isinstance(data, dict):
         raise Stop(f'{path} holds no JSON object; delete it and make it anew')
@@ -117,13 +246,30 @@ def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
 
     A flag that is absent means its default, so that old runs stay good.
 
-    Raises: Stop with the flags that differ, or where folds.csv is another one.
+    Raises: Stop with the flags that differ, or where folds.csv is another one, or config.json gone.
     """
     path = run / 'config.json'
     if not path.exists():
         if (run / BLEND).exists() or (run / 'oof.csv').exists():
             raise Stop(f'{run} holds a blend or the predictions of others; choose another --name')
-        write_json(path, config)
+        with Lock(run / '.lock') as lock:
+            lock.take(wait=True)  # for another process that begins this run
+            if not path.exists():
+                results = ('state.pt', 'model.safetensors', 'oof.csv')
+                if made := [p for p in sorted(run.glob('fold*/*')) if p.name in results]:
+                    raise Stop(
+                        f'{made[0]} is there and no config.json says what it was made with; bring '
+                        f'{path} back, or train under another --name'
+                    )
+                write_json(path, config)
+                return
+    check_same(run, config, defaults)
+
+
+def check_same(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Raises: Stop where a run that has begun has other flags than `config`, or another table."""
+    path = run / 'config.json'
+    if not path.exists():
         return
     saved = {**defaults, **read_json(path)}
     differing = [k for k in {**saved, **config} if saved.get(k) != config.get(k)]
@@ -199,12 +345,48 @@ def environment(device: str) -> dict[str, Any]:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """What a run was trained with. Raises: Stop where what rebuilds its model is not there."""
+    """What a run was trained with. Raises: Stop where what rebuilds its model is not there.
+
+    It may be a stranger's: all that infer.py uses of it is checked here, less the architecture's
+    name, which timm knows.
+    """
     config = read_json(run / 'config.json')
-    needed = {'arch': str, 'size': int, 'mean': list, 'std': list, 'folds_sha256': str}
-    if wrong := [key for key, kind in needed.items() if not isinstance(config.get(key), kind)]:
-        raise Stop(f'{run / "config.json"} lacks {", ".join(wrong)}, or holds another type there')
+
+    def are_numbers(values: Any, low: float) -> bool:
+        good = isinstance(values, list) and len(values) == 3
+        return good and all(type(v) in (int, float) and low < v < 1e3 for v in values)
+
+    size = config.get('size')
+    good = {
+        'arch': isinstance(config.get('arch'), str),
+        'size': type(size) is int and 0 < size <= MAX_SIZE,
+        'mean': are_numbers(config.get('mean'), -1e3),
+        'std': are_numbers(config.get('std'), 0),
+        'cutout': isinstance(config.get('cutout', False), bool),
+        'folds_sha256': isinstance(config.get('folds_sha256'), str),
+        'command': isinstance(config.get('command', ''), str),
+    }
+    if wrong := [key for key, is_good in good.items() if not is_good]:
+        raise Stop(
+            f'{run / "config.json"}: {", ".join(wrong)} is missing or holds what train.py never '
+            'writes there; mend it, or name the other runs with --only'
+        )
     return config
+
+
+def skipped(run: Path) -> list[str]:
+    """The images that a run goes without since they could not be read when it began."""
+    if not (run / 'config.json').exists():
+        return []
+    names = read_json(run / 'config.json').get('skipped', [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise Stop(f'{run / "config.json"}: expected a list of image names as skipped; mend it')
+    return names
+
+
+def fold_lock(run: Path, fold: int) -> Path:
+    """The lock of all that is written into a fold's folder."""
+    return run / f'fold{fold}' / '.lock'
 
 
 def unfinished(run: Path, folds: list[int]) -> list[int]:
@@ -213,9 +395,11 @@ def unfinished(run: Path, folds: list[int]) -> list[int]:
 
 
 def to_train(run: Path, folds: list[int]) -> str:
-    """A sentence that names the unfinished folds and the command that trains them."""
-    missing = ', '.join(map(str, unfinished(run, folds)))
-    command = read_config(run).get('command', 'python train.py with its flags')
+    """A sentence that names the unfinished folds, who is at them, and what trains the others."""
+    missing = ', '.join(f'{k}{at_work(fold_lock(run, k))}' for k in unfinished(run, folds))
+    command = read_config(run).get('command', '')
+    if not (command.startswith('python train.py') and command.isprintable()):  # a stranger's
+        command = 'python train.py with its flags'
     return f'{run}: fold {missing} still to be trained: {command}'
 
 

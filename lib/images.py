@@ -3,44 +3,88 @@
 import math
 import os
 import shutil
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from lib.cli import Stop
-from lib.files import atomic
+from lib.files import Lock, atomic, sweep
+from lib.tables import FORMATS, SUFFIXES
 
 
-def cache(table: pd.DataFrame, home: Path, size: int) -> list[Path]:
+def cache(table: pd.DataFrame, home: Path, size: int, skip_bad: bool = False) -> list[Path | None]:
     """Paths of the images of `table` (image_name, path, source) as `size` x `size` pixel JPEGs.
 
     They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. Those that are missing, or whose source has
-    changed since, are made by all cores.
+    changed since, are made by all cores; a second process waits meanwhile. With `skip_bad` the
+    path of an image that cannot be read is None.
 
     Raises: Stop that lists every image that cannot be read.
     """
     folder = home / 'cache' / str(size)
     made = [folder / s / f'{n}.jpg' for s, n in zip(table.source, table.image_name, strict=True)]
-    jobs = [job for job in zip(map(Path, table.path), made, strict=True) if not _is_fresh(*job)]
-    if not jobs:
+    jobs = list(zip(map(Path, table.path), made, strict=True))
+    if all(_is_fresh(*job) for job in jobs):
         return made
+    with Lock(folder / '.lock') as lock:
+        if not lock.take():
+            print(f'{lock.holder()} makes {folder}; waiting', flush=True)
+            lock.take(wait=True)
+        for source in set(table.source):
+            sweep(folder / source, alone=True)
+        jobs = [job for job in jobs if not _is_fresh(*job)]
+        errors = {job[1]: error for job, error in zip(jobs, _make_all(jobs, size), strict=True)}
+    if bad := [error for error in errors.values() if error]:
+        listing = f'{len(bad)} images cannot be read:\n  ' + '\n  '.join(bad)
+        if not skip_bad:
+            raise Stop(
+                f'{listing}\nReplace them; if all of them are labelled, train.py --skip_bad begins '
+                'a run that goes without them'
+            )
+        print(listing)
+    return [None if errors.get(path) else path for path in made]
+
+
+def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
+    """`_make` each of `jobs`, on all cores."""
+    if not jobs:
+        return []
     print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
     make = partial(_make, size=size)
     if len(jobs) < 100:  # starting processes takes longer
-        errors = list(map(make, jobs))
-    else:
-        # spawn: a fork of a process in which torch has threads can hang
-        with ProcessPoolExecutor(n_cores(), mp_context=get_context('spawn')) as pool:
-            results = pool.map(make, jobs, chunksize=16)
-            errors = list(tqdm(results, total=len(jobs), unit=' images', disable=None))
-    if errors := [error for error in errors if error]:
-        raise Stop(f'{len(errors)} images cannot be read:\n  ' + '\n  '.join(errors))
-    return made
+        return list(map(make, jobs))
+    # spawn: a fork of a process in which torch has threads can hang
+    pool = ProcessPoolExecutor(n_cores(), get_context('spawn'), _end_with_parent)
+    try:
+        results = pool.map(make, jobs, chunksize=16)
+        return list(tqdm(results, total=len(jobs), unit=' images', disable=None))
+    except BrokenProcessPool:
+        raise Stop(
+            'a process that resizes images was ended from outside, perhaps for its memory; the '
+            'same command goes on'
+        ) from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Have a process of the pool end when the one that started it does, after `kill -9` too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+
+    def wait() -> None:
+        parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def table_of(folder: Path) -> pd.DataFrame:
@@ -50,10 +94,9 @@ def table_of(folder: Path) -> pd.DataFrame:
     """
     if not folder.exists():
         raise Stop(f'there is no {folder}')
-    known = Image.registered_extensions()
     paths = [folder]
     if folder.is_dir():
-        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in known and p.is_file())
+        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
     if not paths:
         raise Stop(f'there is no image in {folder}')
     base = folder if folder.is_dir() else folder.parent
@@ -66,16 +109,26 @@ def square(path: Path, size: int) -> Image.Image:
 
     Cropped, not letter-boxed: bars would tell the model the camera's aspect ratio.
     """
-    with Image.open(path) as image:
+    with Image.open(path, formats=FORMATS) as image:
         # JPEG only: decode at 1/2, 1/4 or 1/8, but to nearly twice what is asked for. That scaling
         # is little more than the mean of a block: closer to `size`, hairs and rulers alias
         scale = min(1, 1.9 * size / min(image.size))
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image = ImageOps.exif_transpose(image).convert('RGB')
+        image = _rgb(ImageOps.exif_transpose(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
     return square.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as 8-bit RGB: 16 bits scaled, not clipped, and transparency on white."""
+    if image.mode.startswith('I'):  # a grey value of 0..65535
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert('RGBA')
+        return Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image).convert('RGB')
+    return image.convert('RGB')
 
 
 def n_cores() -> int:
@@ -101,7 +154,7 @@ def _is_fresh(source: Path, made: Path) -> bool:
 
 def _is_ready(source: Path, size: int) -> bool:
     """Whether a file is just what the cache would hold, as in the resized copies on Kaggle."""
-    with Image.open(source) as image:
+    with Image.open(source, formats=FORMATS) as image:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if (image.format, image.size, image.mode, upright) != ('JPEG', (size, size), 'RGB', True):
             return False
@@ -113,10 +166,13 @@ def _make(job: tuple[Path, Path], size: int) -> str | None:
     """Cache one image; the sentence that says why not, if it cannot be read."""
     source, made = job
     try:
+        if source.exists() and not source.is_file():
+            return f'{source}: is no file'  # to open a pipe would wait for ever
         stamp = _stamp(source)
         image = None if _is_ready(source, size) else square(source, size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        return f'{source}: {getattr(e, "strerror", None) or e}'
+    except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError
+        reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
+        return f'{source}: {" ".join(reason.split())}'
     with atomic(made) as temporary:
         if image is None:
             shutil.copyfile(source, temporary)

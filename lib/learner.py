@@ -2,10 +2,13 @@
 
 import copy
 import ctypes
+import io
+import json
 import random
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -19,13 +22,16 @@ from fastai.vision.all import (
     BCEWithLogitsLossFlat,
     Callback,
     CancelBatchException,
+    CancelEpochException,
     DataLoaders,
     Learner,
     OptimWrapper,
     ProgressCallback,
     Transform,
     find_bs,
+    get_model,
     noop,
+    rank_distrib,
 )
 from timm.layers import convert_sync_batchnorm
 from torch import nn
@@ -279,7 +285,7 @@ class History(Callback):
 
     def before_fit(self) -> None:
         """Start the bar: a tick a training batch, of all epochs."""
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []  # Resume puts those of an earlier start here
         total = self.n_epoch * len(self.dls.train)
         self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=ranks.SILENT)
 
@@ -294,6 +300,8 @@ class History(Callback):
 
     def after_epoch(self) -> None:
         """Print the epoch's line and write history.csv anew."""
+        if self.epoch < len(self.rows):  # skipped: it was trained at an earlier start
+            return
         epoch, train_loss, valid_loss, auc = list(self.recorder.log)[:4]
         row = {
             'epoch': epoch + 1,
@@ -314,6 +322,76 @@ class History(Callback):
     def after_fit(self) -> None:
         """Take the bar away."""
         self.bar.close()
+
+
+class Resume(Callback):
+    """Save all that the next epoch needs at each epoch's end, and go on after the last one saved.
+
+    No random state is among it: SeedEpoch sets all that from (seed, fold, epoch). Nor are the
+    optimizer's hyperparameters: fit sets them. Needs History beside it, whose rows it keeps too.
+    """
+
+    order = 65  # after History has the epoch's row, before any Callback that need not be skipped
+
+    def __init__(self, path: Path, fold: int):
+        self.path, self.fold, self.found, self.done = path, fold, 0, 0  # epochs
+
+    def before_fit(self) -> None:
+        """Put back what is saved. Raises: Stop where it is broken, or of another model or fold."""
+        if not self.path.exists():
+            return
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of odd files, which are refused by a sentence
+                state = torch.load(self.path, map_location='cpu', weights_only=True)
+            if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
+                raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
+            rows = list(map(dict, json.loads(state['rows'])))
+            if len(rows) > self.n_epoch:
+                raise ValueError(f'it has {len(rows)} epochs')
+            count, value = int(state['smooth_loss'][0]), float(state['smooth_loss'][1])
+            get_model(self.model).load_state_dict(state['model'])
+            groups = self.opt.state_dict()['param_groups']
+            self.opt.load_state_dict({'state': state['opt'], 'param_groups': groups})
+        except OSError:
+            raise
+        except Exception as e:  # whatever unpickling and a foreign model's tensors may raise
+            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+            raise Stop(
+                f'{self.path} is no state of this training ({reason}); delete it, and the fold '
+                'starts at its first epoch'
+            ) from None
+        self.found = self.done = len(rows)
+        tqdm.write(f'{self.path}: goes on after epoch {self.done} of {self.n_epoch}')
+        self.learn.history.rows = rows
+        smooth = self.recorder.smooth_loss
+        smooth.count, smooth.val = count, torch.tensor(value)
+        self.learn.history.bar.update(self.done * len(self.dls.train))
+
+    def before_epoch(self) -> None:
+        """Skip what is done."""
+        if self.epoch < self.found:
+            raise CancelEpochException
+
+    def after_epoch(self) -> None:
+        """Save, in the first process where there are several."""
+        if self.epoch < self.found:
+            return
+        smooth = self.recorder.smooth_loss
+        state = {  # tensors and Python's own types alone: all that weights_only reads
+            'fold': self.fold,
+            'epochs': self.n_epoch,
+            'model': get_model(self.model).state_dict(),
+            'opt': self.opt.state_dict()['state'],
+            'rows': json.dumps(self.learn.history.rows),
+            'smooth_loss': (smooth.count, float(smooth.val)),
+        }
+        if not rank_distrib():
+            buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+            torch.save(state, buffer)
+            with files.atomic(self.path) as temporary:
+                temporary.write_bytes(buffer.getbuffer())
+        self.done = self.epoch + 1
 
 
 def range_test(

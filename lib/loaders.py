@@ -34,7 +34,14 @@ def loader(
     paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
 
     def image(row: int) -> PILImage:
-        return PILImage.create(paths[row])
+        try:
+            return PILImage.create(paths[row])
+        except Exception as e:  # whatever a decoder raises
+            reason = getattr(e, 'strerror', None) or e
+            raise Stop(
+                f'{paths[row]} could be read and now cannot ({reason}); delete it, if it '
+                'is there, and the same command makes the cache again and goes on'
+            ) from None
 
     def target(row: int) -> torch.Tensor:
         return targets[row]

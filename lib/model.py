@@ -48,8 +48,10 @@ def create(
     Its body starts with timm's ImageNet weights if `pretrained`, with those of the safetensors
     file `weights` if given, else at random; its Linear head at random always (torch's generator).
 
-    Raises: Stop where the weights cannot be had, or are another architecture's.
+    Raises: Stop where the weights cannot be had, or are another architecture's, or timm has none of
+    that name.
     """
+    about(arch)  # config.json may be a stranger's, or of another timm
     cfg = timm.get_pretrained_cfg(arch)
     options = {'img_size': size} if cfg.fixed_input_size else {}  # transformers are told the size
     if weights is not None:

@@ -6,7 +6,7 @@ Without a launcher there is one process, and nothing here does anything.
 
 import atexit
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 RANK = int(os.environ.get('RANK', 0))
@@ -41,3 +41,13 @@ def gather(value: Any) -> list[Any]:
 def first_does(work: Callable[[], Any]) -> Any:
     """What `work` returns on rank 0, on all ranks; the others wait for it and do nothing."""
     return gather(work() if RANK == 0 else None)[0]
+
+
+def each(items: Iterable[Any]) -> Iterator[Any]:
+    """What rank 0 takes out of `items`, one after the other, on all ranks; None is never among it.
+
+    The next one is taken when rank 0 has done its part of the work on the last.
+    """
+    iterator = iter(items)
+    while (item := first_does(lambda: next(iterator, None))) is not None:
+        yield item

@@ -1,5 +1,6 @@
 """A competition's layout, and the archives beside it, to one checked table."""
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,8 @@ COLUMNS = [
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 SUFFIXES = ('.jpg', '.jpeg', '.png')
+FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
+CONTROL = r'[\x00-\x1f]'  # characters that no name has
 COMPETITION = 'competition'
 DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
 
@@ -39,12 +42,20 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
 
     Raises: Stop where it is missing, empty, no CSV in UTF-8, or lacks one of `columns`.
     """
+    options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     try:
-        table = pd.read_csv(path, dtype=str, encoding='utf-8-sig', skipinitialspace=True)
+        with warnings.catch_warnings():
+            # by default a row longer than the header would shift every column, silently
+            warnings.simplefilter('error', pd.errors.ParserWarning)
+            table = pd.read_csv(path, index_col=False, **options)
+            header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].dropna()
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
-    except (ValueError, pd.errors.ParserError) as e:
-        raise Stop(f'{path} cannot be read as CSV in UTF-8: {e}') from None
+    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as e:
+        reason = ' '.join(str(e).split())
+        raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
+    if header.duplicated().any():  # pandas would give the second another name
+        raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if missing := [c for c in columns if c not in table.columns]:
         raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {", ".join(table)}')
     if table.empty:
@@ -205,12 +216,14 @@ def read_folds(path: Path) -> pd.DataFrame:
         )
     table['fold'] = pd.to_numeric(table.fold, errors='coerce').where(labelled)
     folds = table.fold[labelled]
-    wrong = ~((folds >= 0) & (folds % 1 == 0))
+    wrong = ~((folds >= 0) & (folds % 1 == 0) & (folds < 1000))
     if wrong.any():
         name = table.image_name[labelled][wrong].iloc[0]
-        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up')
+        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up (to 999)')
     if table.path.isna().any() or table.group[labelled].isna().any():
         raise Stop(f'{path}: every row needs a path, and every labelled row a group')
+    if (odd := table.path.str.contains(CONTROL)).any():
+        raise Stop(f'{path}: {table.path[odd].iloc[0]!r} is no path')
     table['path'] = [str(path.parent / p) for p in table.path]
     return table
 
@@ -254,9 +267,11 @@ def _checked(table: pd.DataFrame) -> pd.DataFrame:
     table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(d, d))
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
     table['sex'] = table.sex.where(table.sex.isin(['male', 'female']))
-    for column in ('age_approx', 'width', 'height'):
+    for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
         if column in table:
-            table[column] = pd.to_numeric(table[column], errors='coerce')
+            number = pd.to_numeric(table[column], errors='coerce')
+            is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are
+            table[column] = number.where(number.between(0, most) & is_whole)
     return table
 
 
@@ -268,9 +283,11 @@ def _with_native_size(table: pd.DataFrame) -> pd.DataFrame:
 
     def size(path: str) -> tuple[float, float]:
         try:
-            with Image.open(path) as image:
+            if not Path(path).is_file():  # to open a pipe would wait for ever
+                return np.nan, np.nan
+            with Image.open(path, formats=FORMATS) as image:
                 return image.size
-        except (OSError, ValueError, Image.DecompressionBombError):
+        except Exception:  # decoders raise anything on a broken file
             return np.nan, np.nan
 
     table = table.reindex(columns=[*table.columns, *({'width', 'height'} - set(table.columns))])

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import traceback
@@ -29,12 +30,14 @@ def script():
     def run(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8') for _ in range(2))
         command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
+        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
         os.chdir(cwd)
         try:
             with (
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 mock.patch.object(sys, 'argv', command),
+                mock.patch.object(sys, 'unraisablehook', sys.unraisablehook),
             ):
                 try:
                     runpy.run_path(command[0], run_name='__main__')
@@ -47,6 +50,8 @@ def script():
                     traceback.print_exc()
         finally:
             os.chdir(before)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         texts = []
         for stream in (out, err):
             stream.flush()

@@ -1,8 +1,14 @@
 """The command line ends before any work, with a sentence, whatever is misspelt."""
 
+import errno
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from lib import cli
 
@@ -145,3 +151,75 @@ def test_what_is_missing_or_out_of_range_is_one_sentence(command, says, script, 
     assert says in done.stderr
     assert 'Traceback' not in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('number', 'says'),
+    [
+        (errno.ENOSPC, 'No space left on device: a/b.csv; make room'),
+        (errno.EROFS, 'Read-only file system: a/b.csv; change its permissions, or take another'),
+    ],
+)
+def test_an_error_of_the_system_says_what_to_do(number, says):
+    def fails():
+        raise OSError(number, os.strerror(number), 'a/b.csv')
+
+    with pytest.raises(SystemExit, match=says):
+        cli.run(fails, [])
+
+
+def test_a_sentence_from_a_process_that_reads_images_comes_without_its_traceback():
+    text = (
+        'Caught Stop in DataLoader worker process 0.\nOriginal Traceback\nlib.cli.Stop: do this\n'
+    )
+
+    def stops():
+        raise cli.Stop(text)
+
+    def whispers():
+        raise cli.Stop('a name with \x1b[2J in it\nand a second line')
+
+    with pytest.raises(SystemExit, match=r'^error: do this$'):
+        cli.run(stops, [])
+    with pytest.raises(SystemExit, match=r'error: a name with .\[2J in it\nand') as ended:
+        cli.run(whispers, [])  # nothing that a terminal would obey
+    assert '\x1b' not in ended.value.code
+
+
+SLEEPER = """
+import os, sys, threading, time
+from lib import cli
+def main(*, drop: bool = False, fork: bool = False) -> None:
+    class Dropper:
+        def __del__(self):
+            print('ready', flush=True)
+            time.sleep(60)
+    if fork:
+        up, here = os.pipe()
+        if os.fork() == 0:
+            os.write(here, b'x')
+            time.sleep(60)
+        os.read(up, 1)  # a signal to a child that is not up yet is lost
+    if drop:
+        Dropper()  # Python drops what is raised in here
+    print('ready', flush=True)
+    time.sleep(60)
+cli.run(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ('number', 'flag'),
+    [(signal.SIGINT, '--fork'), (signal.SIGTERM, '--fork'), (signal.SIGTERM, '--drop')],
+)
+def test_a_signal_ends_the_work_with_one_line_that_says_how_to_go_on(number, flag):
+    process = subprocess.Popen(
+        [sys.executable, '-c', SLEEPER, flag],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == 'ready\n'
+    os.killpg(process.pid, number)
+    error = process.communicate(timeout=50)[1]
+    assert process.returncode == 130
+    assert error == f'stopped; kept: what is finished. The same command goes on: python -c {flag}\n'

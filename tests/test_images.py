@@ -1,10 +1,14 @@
 """The cache: square, as a viewer shows it, made once, made again when the source changes."""
 
 import os
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from PIL import ExifTags, Image
 
 from lib import images
@@ -55,6 +59,11 @@ def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_pa
     upright.convert('L').save(tmp_path / 'grey.jpg')
     upright.convert('CMYK').save(tmp_path / 'cmyk.jpg')
     upright.convert('P').save(tmp_path / 'palette.png')
+    grey = np.asarray(upright.convert('L'), np.uint16) * 257
+    Image.fromarray(grey).save(tmp_path / '16bit.png')
+    clear = upright.convert('RGBA')
+    clear.putalpha(Image.eval(upright.convert('L'), lambda v: 255 - v))  # white is transparent
+    clear.save(tmp_path / 'transparent.png')
     for path in sorted(tmp_path.iterdir()):
         pixels = np.asarray(images.square(path, 64), int)
         assert pixels.shape == (64, 64, 3)
@@ -94,13 +103,19 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     (tmp_path / 'empty.jpg').write_bytes(b'')
     (tmp_path / 'text.jpg').write_text('no picture')
     (tmp_path / 'folder.jpg').mkdir()
+    os.mkfifo(tmp_path / 'pipe.jpg')  # to open it would wait for ever
+    Image.open(tmp_path / 'good.jpg').save(tmp_path / 'program.jpg', 'EPS')
+    Image.new('1', (20_000, 20_000)).save(tmp_path / 'bomb.jpg', 'PNG')
     paths = [*sorted(tmp_path.glob('*.jpg')), tmp_path / 'absent.jpg']
     with pytest.raises(Stop) as stopped:
         images.cache(table_of(*paths), tmp_path, 64)
     text = str(stopped.value)
-    assert text.startswith('5 images cannot be read')
-    assert all(f'{name}.jpg' in text for name in ('cut', 'empty', 'text', 'folder', 'absent'))
-    assert [p.name for p in (tmp_path / 'cache').rglob('*') if p.is_file()] == ['good.jpg']
+    assert text.startswith('8 images cannot be read')
+    bad = {'cut', 'empty', 'text', 'folder', 'absent', 'pipe', 'program', 'bomb'}
+    assert all(f'{name}.jpg' in text for name in bad)
+    assert [p.name for p in (tmp_path / 'cache').rglob('*.jpg')] == ['good.jpg']
+    made = images.cache(table_of(*paths), tmp_path, 64, skip_bad=True)
+    assert {p.stem for p, m in zip(paths, made, strict=True) if m is None} == bad
 
 
 def test_several_processes_make_what_one_makes(tmp_path):
@@ -111,3 +126,37 @@ def test_several_processes_make_what_one_makes(tmp_path):
     made = images.cache(table_of(*paths), tmp_path / 'many', 64)
     one = images.cache(table_of(paths[7]), tmp_path / 'one', 64)[0]
     assert len(made) == 101 and made[7].read_bytes() == one.read_bytes()
+
+
+def test_16_bits_are_scaled_and_not_clipped(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 64).astype(np.uint16), (64, 1))
+    Image.fromarray(ramp).save(tmp_path / 'a.png')
+    pixels = np.asarray(images.square(tmp_path / 'a.png', 64))[0, :, 0].astype(int)
+    assert np.abs(pixels - ramp[0] / 257).max() <= 1
+
+
+@pytest.mark.parametrize('size', [(1, 1), (30_000, 1)])
+def test_an_image_a_pixel_high_is_read_as_it_is(size, tmp_path):
+    Image.new('RGB', size, (200, 100, 50)).save(tmp_path / 'a.png')
+    pixels = np.asarray(images.square(tmp_path / 'a.png', 64))
+    assert pixels.shape == (64, 64, 3) and (pixels == (200, 100, 50)).all()
+
+
+def test_a_second_process_waits_for_the_cache_and_sweeps_what_a_killed_one_left(tmp_path, capsys):
+    Image.new('RGB', (80, 80)).save(tmp_path / 'a.png')
+    half = tmp_path / 'cache' / '64' / 's' / '.a.another-host-1.part.jpg'
+    half.parent.mkdir(parents=True)
+    half.write_text('half')
+    holder = (
+        'import sys, time; from pathlib import Path; from lib.files import Lock\n'
+        'with Lock(Path(sys.argv[1])) as lock:\n'
+        '    print(lock.take(), flush=True); sys.stdin.read()'
+    )
+    command = [sys.executable, '-c', holder, str(tmp_path / 'cache' / '64' / '.lock')]
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'text': True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        assert process.stdout.readline() == 'True\n'
+        threading.Timer(0.5, process.stdin.close).start()
+        (made,) = images.cache(table_of(tmp_path / 'a.png'), tmp_path, 64)
+    assert made.exists() and not half.exists()
+    assert f'process {process.pid} on' in capsys.readouterr().out

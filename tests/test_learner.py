@@ -1,5 +1,7 @@
 """The schedule, the optimizer, the epoch's line and the range test, against outside witnesses."""
 
+import os
+import pickle
 from functools import partial
 
 import numpy as np
@@ -16,6 +18,7 @@ from lib.cli import Stop
 from lib.learner import (
     Accumulate,
     History,
+    Resume,
     SeedEpoch,
     StopOnNaN,
     fastest,
@@ -57,6 +60,29 @@ def make(images, neg_ratio=0.5, seed=0, workers=0, **how):
         workers=workers,
         **how,
     )
+
+
+class Cut(Callback):
+    """Ctrl-C in the second step of an epoch."""
+
+    def __init__(self, epoch):
+        self.at = epoch
+
+    def before_step(self):
+        if (self.epoch, self.iter) == (self.at, 1):
+            raise KeyboardInterrupt
+
+
+def train(images, folder, epochs=3, workers=0, cut=None, seed=0):
+    """Four steps an epoch of fold 0, up to the end or the cut; the Learner and its Resume."""
+    learn, sampler = make(images, seed=7, workers=workers)
+    resume = Resume(folder / 'state.pt', 0)
+    cbs = [sampler, SeedEpoch(seed, 0), History(folder / 'history.csv', 0), resume]
+    try:
+        learn.fit_one_cycle(epochs, 1e-2, cbs=cbs + ([] if cut is None else [Cut(cut)]))
+    except KeyboardInterrupt:
+        assert cut is not None
+    return learn, resume
 
 
 class Record(Callback):
@@ -258,3 +284,78 @@ def test_a_loss_that_is_not_finite_stops_with_fold_epoch_and_step(images):
         Stop, match='nan in fold 3, epoch 1, training step 1; try a smaller --lr_max'
     ):
         learn.fit_one_cycle(1, 1e-3, cbs=[sampler, StopOnNaN(3)])
+
+
+def test_a_training_cut_off_twice_ends_as_if_it_never_was(images, tmp_path):
+    whole, _ = train(images, tmp_path / 'whole', epochs=4)
+    _, first = train(images, tmp_path / 'cut', epochs=4, workers=2, cut=1)
+    assert (first.found, first.done) == (0, 1)
+    _, second = train(images, tmp_path / 'cut', epochs=4, cut=3)
+    assert (second.found, second.done) == (1, 3)
+    learn, _ = train(images, tmp_path / 'cut', epochs=4, workers=2)
+    for key, value in whole.model.state_dict().items():
+        assert torch.equal(value, learn.model.state_dict()[key]), key
+    a, b = (pd.read_csv(tmp_path / d / 'history.csv') for d in ('whole', 'cut'))
+    assert a.epoch.tolist() == [1, 2, 3, 4]
+    pd.testing.assert_frame_equal(a.drop(columns='seconds'), b.drop(columns='seconds'))
+
+
+def test_a_training_cut_off_in_its_first_epoch_starts_again(images, tmp_path):
+    _, resume = train(images, tmp_path, cut=0)
+    assert resume.done == 0 and not (tmp_path / 'state.pt').exists()
+
+
+def test_what_a_resumed_optimizer_does_depends_on_its_state(images, tmp_path):
+    """Else the test of equality above could not tell whether the moments were put back."""
+    whole, _ = train(images, tmp_path / 'whole')
+    train(images, tmp_path / 'cut', cut=2)
+    path = tmp_path / 'cut' / 'state.pt'
+    state = torch.load(path, weights_only=True)
+    for moments in state['opt'].values():
+        moments['exp_avg'].zero_()
+    torch.save(state, path)
+    learn, _ = train(images, tmp_path / 'cut')
+    pairs = zip(whole.model.parameters(), learn.model.parameters(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs)
+
+
+class Malicious:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_state_that_is_broken_or_a_strangers_is_refused_and_runs_no_code(images, tmp_path):
+    train(images, tmp_path, epochs=2, cut=1)
+    path = tmp_path / 'state.pt'
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    marker = tmp_path / 'code ran'
+    torch.save({**state, 'rows': Malicious(marker)}, tmp_path / 'zip.pt')
+    first = next(iter(state['model']))
+    torch.save({**state, 'model': {**state['model'], first: torch.zeros(1)}}, tmp_path / 'net.pt')
+    bad = {
+        'zip': (tmp_path / 'zip.pt').read_bytes(),
+        'pickle': pickle.dumps(Malicious(marker)),
+        'half': whole[: len(whole) // 2],
+        'empty': b'',
+        'text': b'no state',
+        'another model': (tmp_path / 'net.pt').read_bytes(),
+    }
+    for name, content in bad.items():
+        path.write_bytes(content)
+        with pytest.raises(Stop, match=r'state\.pt is no state of this training .*; delete it'):
+            train(images, tmp_path, epochs=2)
+        assert not marker.exists(), name
+        assert path.read_bytes() == content
+    path.write_bytes(whole)
+    for name, wrong in (('of fold 3', {'fold': 3}), ('5 epochs', {'epochs': 5})):
+        torch.save({**state, **wrong}, path)
+        with pytest.raises(Stop, match=name):
+            train(images, tmp_path, epochs=2)
+    pickle.loads(bad['pickle'])
+    assert marker.exists()  # the witness works

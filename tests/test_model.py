@@ -1,9 +1,12 @@
 """A timm model with one Linear layer; its statistics; weights that fit or are refused."""
 
+import ast
+
 import pytest
 import safetensors.torch
 import timm
 import torch
+from conftest import ROOT
 from torch import nn
 
 from lib import model
@@ -149,3 +152,48 @@ def test_compiling_without_a_compiler_is_one_sentence(monkeypatch):
     monkeypatch.setenv('CXX', 'no-such-compiler')
     with pytest.raises(Stop, match='compiler, and there is no no-such-compiler'):
         model.check_compiler()
+
+
+UNPICKLERS = {
+    'pickle', 'cPickle', 'dill', 'joblib', 'shelve', 'cloudpickle', 'marshal', 'load_learner',
+    'read_pickle', 'eval', 'exec', 'unsafe_load', 'allow_pickle', 'jit', 'hub',
+}  # fmt: skip
+
+
+def unpickles(source: str) -> list[str]:
+    """What in a source could run code that a file holds."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        names = [getattr(node, field, None) for field in ('id', 'attr', 'module', 'arg')]
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names += [alias.name for alias in node.names]
+        words = {word for name in names if isinstance(name, str) for word in name.split('.')}
+        found += sorted(words & UNPICKLERS)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ('torch.load', 'load'):
+            flags = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            if flags.get('weights_only') != 'True':
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_no_source_unpickles_what_could_run_code():
+    sources = [*ROOT.glob('*.py'), *ROOT.glob('lib/*.py')]
+    assert len(sources) > 15
+    for path in sources:
+        assert not unpickles(path.read_text()), path
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'import pickle',
+        'from fastai.vision.all import load_learner',
+        'import pandas as pd; pd.read_pickle(p)',
+        'torch.load(p)',
+        'torch.load(p, weights_only=False)',
+        'np.load(p, allow_pickle=True)',
+        'eval(text)',
+    ],
+)
+def test_the_search_for_unpickling_finds_it(source):
+    assert unpickles(source)

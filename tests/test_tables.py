@@ -1,5 +1,6 @@
 """Layouts of several archives to one table in which an ISIC id counts once."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,8 @@ def test_a_name_that_could_lead_elsewhere_is_no_image_name(name, data):
         ('source', '', 'is no source'),
         ('image_name', 'ISIC_2', 'stands twice'),
         ('fold', '-1', 'no fold from 0 up'),
+        ('fold', '1e300', 'no fold from 0 up'),
+        ('path', 'a\x00b', 'is no path'),
         ('fold', '', 'no fold from 0 up'),
         ('group', '', 'a group'),
         ('path', '', 'a path'),
@@ -215,7 +218,9 @@ def test_an_empty_or_unreadable_table_is_refused(tmp_path):
     (tmp_path / 'a.csv').write_text('image_name,target\n')
     (tmp_path / 'b.csv').write_bytes(b'\xff\xfe\x00')
     (tmp_path / 'c.csv').write_text('')
-    for name, says in [('a', 'no rows'), ('b', 'UTF-8'), ('c', 'cannot'), ('d', 'missing')]:
+    (tmp_path / 'e.csv').write_bytes('image_name\né\n'.encode('latin-1'))
+    cases = [('a', 'no rows'), ('b', 'UTF-8'), ('c', 'cannot'), ('d', 'missing'), ('e', 'UTF-8')]
+    for name, says in cases:
         with pytest.raises(Stop, match=says):
             tables.read_csv(tmp_path / f'{name}.csv')
 
@@ -230,3 +235,38 @@ def test_a_missing_header_of_an_image_leaves_its_size_empty(data):
     (data / 'jpeg' / 'train' / 'ISIC_1.jpg').write_bytes(b'')
     table, _ = tables.read_all(data, [])
     assert np.isnan(table.width[0]) and table.width[1] == 40
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        ('a,b\n1,2,3\n4,5,6\n', 'Length of header'),  # pandas would make the first an index
+        ('a,b\n1,2\n4,5,6\n', 'Expected 2 fields'),
+        ('a,b,a\n1,2,3\n', 'column a twice'),
+        ('a,b\n"1,2\n', 'inside string'),
+    ],
+)
+def test_a_table_whose_cells_would_shift_is_refused(text, says, tmp_path):
+    (tmp_path / 'a.csv').write_text(text)
+    with pytest.raises(Stop, match=says):
+        tables.read_csv(tmp_path / 'a.csv')
+    (tmp_path / 'a.csv').write_text('a,b\n1,2,\n')  # as some programs end their lines
+    assert tables.read_csv(tmp_path / 'a.csv').values.tolist() == [['1', '2']]
+
+
+@pytest.mark.parametrize('value', ['inf', '-3', '4.5', '1e999', 'wide'])
+def test_a_size_or_an_age_that_cannot_be_is_none(value, data):
+    table, _ = tables.read_all(data, [])
+    table = table.astype({'width': object, 'age_approx': object})
+    table.loc[0, ['width', 'age_approx']] = value
+    read = tables._checked(table)
+    assert np.isnan(read.width[0]) and read.width[1] == 40
+    assert (read.age_approx[0] == 4.5) if value == '4.5' else np.isnan(read.age_approx[0])
+
+
+def test_a_pipe_among_the_images_does_not_hang(data):
+    path = data / 'jpeg' / 'train' / 'ISIC_1.jpg'
+    path.unlink()
+    os.mkfifo(path)
+    table, _ = tables.read_all(data, [])
+    assert np.isnan(table.width[0])
