@@ -119,7 +119,7 @@ def test_two_processes_predict_what_one_does(home, script):
     files = ['oof.csv', 'test.csv']
     command = ['infer.py', '--home', home, '--n_tta', 2, '--only', 'two', '--batch_size', 8]
     done = two([ROOT / command[0], *command[1:]])
-    assert done.stdout.count('pooled out-of-fold AUC') == 1
+    assert done.stdout.count('AUC, pooled') == 1
     run = home / 'runs' / 'two'
     shared = [pd.read_csv(run / name) for name in files]
     for path in [*run.glob('fold*/tta_oof.csv'), *(run / name for name in files)]:
