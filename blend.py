@@ -74,7 +74,7 @@ def main(
         found['test_correlations'] = score.rank_correlations(tests.to_numpy().T)
         tests = tests.index.to_frame(index=False).assign(pred=of_tests(tests.to_numpy()))
     if runs is None:
-        print(f'{how} of {", ".join(names)}: no out-of-fold score, since not all have an oof.csv')
+        print('no out-of-fold score, since not all of these runs have an oof.csv')
     else:
         oof = runs.rows.assign(pred=blended.oof)
         found |= judge(runs, blended, oof)
@@ -88,7 +88,9 @@ def main(
         config['odds'] = found['probability']['odds']
 
     made = [Path(home, 'report'), *([kept] if kept else [])]
+    files.sweep(Path(home))
     for folder in made:
+        files.sweep(folder)
         blending.write(folder, oof, tests)
     if kept:
         files.write_json(kept / files.BLEND, config)
@@ -99,7 +101,8 @@ def main(
         return
     submission = tests[['image_name']].assign(target=tests.pred)
     files.write_csv(Path(home, 'submission.csv'), submission)
-    print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the {how} of {len(names)} runs')
+    way = 'mix' if mix else how
+    print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the {way} of {len(names)} runs')
 
 
 def read_folds(path: Path):

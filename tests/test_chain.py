@@ -134,7 +134,10 @@ def test_a_blend_is_kept_can_be_blended_and_is_no_run_to_predict_with(copy, ok, 
     tests = [pd.read_csv(copy / 'runs' / name / 'test.csv').pred for name in ('both', one)]
     np.testing.assert_allclose(found, 0.75 * tests[0] + 0.25 * tests[1])
     ok('blend.py', '--home', copy, '--name', 'both', '--how', 'rank')  # the same again
-    for name, how, says in (('both', 'mean', "how 'rank' (now 'mean')"), ('twin', 'mean', 'one of the runs')):
+    for name, how, says in (
+        ('both', 'mean', "how 'rank' (now 'mean')"),
+        ('twin', 'mean', 'one of the runs'),
+    ):
         done = script('blend.py', '--home', copy, '--name', name, '--how', how)
         assert done.returncode == 1 and says in done.stderr
     done = script('train.py', '--home', copy, *QUICK, '--name', 'both')
