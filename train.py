@@ -110,7 +110,7 @@ def main(
     if todo or lr_find:
         net = model.create(arch, size, pretrained, start)  # weights not to be had end it here
         if precision == 'auto':
-            batch = (net, size, batch_size // ranks.WORLD, device)
+            batch = (net, size, -(-batch_size // ranks.WORLD), device)
             how['train_in'] = ranks.first_does(
                 lambda: begun_in(run, device) or learner.fastest(*batch)
             )

@@ -153,7 +153,8 @@ def resolve(precision: str, device: torch.device) -> str:
     if cuda:
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has_bf16 = device.type == 'cpu' and torch.cpu._is_avx512_bf16_supported()
+        instructions = getattr(torch.cpu, '_is_avx512_bf16_supported', lambda: False)
+        has_bf16 = device.type == 'cpu' and instructions()
     if precision == 'auto':
         return 'bf16' if has_bf16 else 'fp16' if cuda else 'fp32'
     can = {'cuda': ['fp32', 'fp16', *(['bf16'] if has_bf16 else [])], 'cpu': ['fp32', 'bf16']}
