@@ -27,6 +27,8 @@ except ImportError:  # Windows
 # What a config.json holds beside the flags, for the reader's sake: never compared
 INFORMATIVE = ('command',)
 MAX_SIZE = 4096  # pixels a side
+# What file systems without locks answer
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextmanager
@@ -62,14 +64,14 @@ def sweep(folder: Path, alone: bool = False) -> None:
     """
     here, alone = socket.gethostname()[:60], alone and not Lock.unsupported
     for path in folder.glob('.*.part*'):
-        name = re.fullmatch(r'\..*\.(.+)-(\d+)\.part(\.\w+)?', path.name)
+        name = re.fullmatch(r'(\..+)-(\d+)\.part(\.\w+)?', path.name)
         if name is None:
             continue
         try:
             old = time.time() - path.stat().st_mtime > 24 * 60 * 60
         except FileNotFoundError:  # it was finished, or swept by another process
             continue
-        if alone or old or (name[1] == here and not _lives(int(name[2]))):
+        if alone or old or (name[1].endswith(f'.{here}') and not _lives(int(name[2]))):
             path.unlink(missing_ok=True)
 
 
@@ -123,7 +125,7 @@ class Lock:
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN):
                 return False
-            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            if e.errno not in NO_LOCKS:
                 raise
             if not Lock.unsupported:
                 print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
