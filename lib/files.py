@@ -33,6 +33,8 @@ INFORMATIVE = ('command',)
 BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
 BLEND_FLAGS = ('how', 'mix', 'runs', 'calibrate', 'prior')
 MAX_SIZE = 4096  # pixels a side
+# What file systems without locks answer
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextmanager
@@ -73,14 +75,14 @@ def sweep(folder: Path, alone: bool = False) -> None:
     """
     here, alone = socket.gethostname()[:60], alone and not Lock.unsupported
     for path in folder.glob('.*.part*'):
-        name = re.fullmatch(r'\..*\.(.+)-(\d+)\.part(\.\w+)?', path.name)
+        name = re.fullmatch(r'(\..+)-(\d+)\.part(\.\w+)?', path.name)
         if name is None:
             continue
         try:
             old = time.time() - path.stat().st_mtime > 24 * 60 * 60
         except FileNotFoundError:  # it was finished, or swept by another process
             continue
-        if alone or old or (name[1] == here and not _lives(int(name[2]))):
+        if alone or old or (name[1].endswith(f'.{here}') and not _lives(int(name[2]))):
             path.unlink(missing_ok=True)
 
 
@@ -134,7 +136,7 @@ class Lock:
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN):
                 return False
-            if e.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+            if e.errno not in NO_LOCKS:
                 raise
             if not Lock.unsupported:
                 print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')

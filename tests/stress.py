@@ -857,7 +857,7 @@ def _check_rows(table, path: Path, folder: Path | None) -> None:
     text = path.read_bytes().decode('utf-8-sig')
     rows = list(csv.reader(io.StringIO(text, newline=''), skipinitialspace=True))
     header, rows = next((row, rows[i + 1 :]) for i, row in enumerate(rows) if row)
-    rows = [row for row in rows if row]
+    rows = [row + [''] * (len(header) - len(row)) for row in rows if row]
     assert len(rows) == len(table), f'{len(rows)} rows are {len(table)}'
     name, target = header.index('image_name'), header.index('target')
     labels = {row[name]: row[target] for row in rows}

@@ -118,7 +118,9 @@ def test_leftovers_of_dead_processes_are_swept_and_the_livings_are_kept(tmp_path
     assert left() == {'not ours'}
 
 
-def test_a_temporary_file_bears_the_name_that_sweep_knows(tmp_path):
+@pytest.mark.parametrize('host', ['vm', 'node-1.cluster.org', 'h' * 64])
+def test_a_temporary_file_bears_the_name_that_sweep_knows(host, tmp_path, monkeypatch):
+    monkeypatch.setattr(files.socket, 'gethostname', lambda: host)
     with files.atomic(tmp_path / ('x' * 240 + '.csv')) as temporary:  # near the longest name
         temporary.write_text('whole')
         files.sweep(tmp_path)

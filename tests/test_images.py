@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from lib import images
 from lib.cli import Stop
@@ -61,8 +61,8 @@ def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_pa
     upright.convert('P').save(tmp_path / 'palette.png')
     grey = np.asarray(upright.convert('L'), np.uint16) * 257
     Image.fromarray(grey).save(tmp_path / '16bit.png')
-    clear = upright.convert('RGBA')
-    clear.putalpha(Image.eval(upright.convert('L'), lambda v: 255 - v))  # white is transparent
+    clear = Image.new('RGBA', (64, 64), (0, 0, 0, 0))  # black that a viewer does not show
+    clear.paste((0, 0, 0, 255), (0, 0, 64, 32))
     clear.save(tmp_path / 'transparent.png')
     for path in sorted(tmp_path.iterdir()):
         pixels = np.asarray(images.square(path, 64), int)
@@ -105,6 +105,8 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     (tmp_path / 'folder.jpg').mkdir()
     os.mkfifo(tmp_path / 'pipe.jpg')  # to open it would wait for ever
     Image.open(tmp_path / 'good.jpg').save(tmp_path / 'program.jpg', 'EPS')
+    with pytest.raises(UnidentifiedImageError):
+        images.square(tmp_path / 'program.jpg', 64)
     Image.new('1', (20_000, 20_000)).save(tmp_path / 'bomb.jpg', 'PNG')
     paths = [*sorted(tmp_path.glob('*.jpg')), tmp_path / 'absent.jpg']
     with pytest.raises(Stop) as stopped:
