@@ -54,13 +54,14 @@ def main(
         raise cli.Stop(f'--name {name} is one of the runs that are blended; choose another')
     config = {'how': how, 'mix': weights, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if kept:
-        files.claim_blend(kept, config)
-    labelled, test = read_folds(Path(home, 'folds.csv'))
+        files.check_blend(kept, config)
+    labelled, test, config['folds_sha256'] = read_folds(Path(home, 'folds.csv'))
     for folder in folders:
         # others' predictions, or ours far from where they were made, have nothing to be checked by
         if labelled is not None and (folder / 'config.json').exists():
             n_tta = files.inferred(folder, sorted(labelled.fold.unique().tolist()))
             print(f'{folder}: mean of {n_tta} TTA passes')
+        files.check_kept(folder, config['folds_sha256'])
     runs = blending.read_oofs(folders, labelled)
     tests = blending.read_tests(folders, test)
     if runs is None and (blending.METHODS[how].fit or calibrate):
@@ -68,7 +69,9 @@ def main(
 
     by_hand = np.array([weights[n] for n in names]) if weights else None
     blended, of_tests = blending.blend(how, runs, len(names), by_hand)
-    config['weights'] = dict(zip([*names, 'intercept'], blended.weights.tolist(), strict=False))
+    config['weights'] = dict(zip(names, blended.weights.tolist(), strict=False))
+    if how == 'stack':
+        config['intercept'] = float(blended.weights[-1])
     found, oof = {'blend': config}, None
     if tests is not None:
         found['test_correlations'] = score.rank_correlations(tests.to_numpy().T)
@@ -78,14 +81,19 @@ def main(
     else:
         oof = runs.rows.assign(pred=blended.oof)
         found |= judge(runs, blended, oof)
-        odds = probability.trained_odds_of(folders, oof.target, blended.weights, how)
-        oof['prob'], of_pred, found['probability'] = probability.of_blend(
-            oof, odds, calibrate, prior
-        )
-        if tests is not None:
-            tests['prob'] = of_pred(tests.pred.to_numpy())
-        print(probability.lines(found['probability']))
-        config['odds'] = found['probability']['odds']
+        trained_on = oof.target if labelled is None or how == 'stack' else labelled.target
+        weights_of_runs = blended.weights[: len(names)]
+        config['odds'] = probability.trained_odds_of(folders, trained_on, weights_of_runs, how)
+        try:
+            oof['prob'], of_pred, found['probability'] = probability.of_blend(
+                oof, config['odds'], calibrate, prior
+            )
+        except cli.Stop as why:  # one class, or predictions of 0 and 1 alone: still a submission
+            print(f'no prob: {why}')
+        else:
+            print(probability.lines(found['probability']))
+            if tests is not None:
+                tests['prob'] = of_pred(tests.pred.to_numpy())
 
     made = [Path(home, 'report'), *([kept] if kept else [])]
     files.sweep(Path(home))
@@ -95,25 +103,24 @@ def main(
     if kept:
         files.write_json(kept / files.BLEND, config)
     files.write_json(Path(home, 'report', 'scores.json'), found)
-    print(report.write(Path(home)))
     if tests is None:
-        print('no run has a test.csv, so there is nothing to submit')
-        return
-    submission = tests[['image_name']].assign(target=tests.pred)
-    files.write_csv(Path(home, 'submission.csv'), submission)
-    way = 'mix' if mix else how
-    print(f'{Path(home, "submission.csv")}: {len(submission)} rows, the {way} of {len(names)} runs')
+        print('there are no test images, so there is nothing to submit')
+    else:
+        path, way = Path(home, 'submission.csv'), 'mix' if mix else how
+        files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
+        print(f'{path}: {len(tests)} rows, the {way} of {len(names)} runs')
+    print(report.write(Path(home)))
 
 
 def read_folds(path: Path):
-    """The labelled rows of folds.csv and its test rows; None twice where there is no folds.csv."""
+    """The labelled rows of folds.csv, its test rows, its SHA-256; None thrice without it."""
     from lib import tables
 
     if not path.exists():
-        return None, None
+        return None, None, None
     table = tables.read_folds(path)
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    return labelled, table[table.split == 'test']
+    return labelled, table[table.split == 'test'], files.sha256(path)
 
 
 def judge(runs, blended, oof) -> dict:
@@ -123,7 +130,7 @@ def judge(runs, blended, oof) -> dict:
     if runs.left_out:
         print(f'{len(oof)} images that all have are scored; {runs.left_out} are not in all of them')
     found = {'runs': blending.compare(runs, blended), 'summary': score.summary(oof)}
-    print(f'out-of-fold AUC [95 % interval over {oof.group.nunique()} patients or lesions]')
+    print(f'out-of-fold AUC [95 % interval over {oof.group.nunique()} {found["summary"]["drawn"]}]')
     print(blending.lines(found['runs']))
     print(score.lines({'blend': found['summary']}))
     if blended.naive is not None:

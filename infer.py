@@ -63,13 +63,15 @@ def main(
     learner.resolve(precision, loaders.default_device())
     if compile:
         model.check_compiler()
+    if images is not None and ranks.WORLD > 1:
+        raise cli.Stop('--images runs in one process; start it without a launcher')
     if images is not None:
         drawn = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
         how = {'workers': workers, 'compile': compile}
         return predict_images(runs, Path(images), Path(out), prior, sensitivity, drawn, how)
     table = tables.read_folds(folds_path)
     folds = sorted(table.fold.dropna().astype(int).unique())
-    ready = [run for run in runs if is_ready(run, folds, folds_path)]
+    ready = ranks.first_does(lambda: [run for run in runs if is_ready(run, folds, folds_path)])
     if not ready:
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in ready:
@@ -95,7 +97,7 @@ def main(
             whose = ''.join(map(files.at_work, units)) or ' (another process was)'
             print(f'{run}: not all is predicted yet{whose}; the same command ends it later')
             continue
-        summarize(run, table, n_tta, prior)
+        ranks.first_does(partial(summarize, run, table, n_tta, prior))
 
 
 def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
@@ -232,19 +234,20 @@ def summarize(run: Path, table, n_tta: int, prior: float | None) -> None:
     from lib import probability, score
     from lib.tables import read_csv
 
-    oof, test = read_csv(run / 'oof.csv'), read_csv(run / 'test.csv')
+    made = {'oof.csv': read_csv(run / 'oof.csv')}
+    if (table.split == 'test').any():
+        made['test.csv'] = read_csv(run / 'test.csv')
     columns = ['pred_plain', 'pred'] if n_tta else ['pred_plain']
-    scored = table.merge(oof[['image_name', 'pred', 'pred_plain']], on='image_name')
+    scored = table.merge(made['oof.csv'][['image_name', 'pred', 'pred_plain']], on='image_name')
     scored = scored.astype({'pred': float, 'pred_plain': float, 'fold': int, 'target': int})
     odds = probability.trained_odds_of([run], scored.target)
     to = probability.rate(scored) if prior is None else prior
-    for name, rows in (('oof.csv', oof), ('test.csv', test)):
+    for name, rows in made.items():
         prob = probability.shift(rows.pred.to_numpy(dtype=float), to, odds)
         if 'prob' not in rows or (rows.prob.to_numpy(dtype=float) != prob).any():
             files.write_csv(run / name, rows.assign(prob=prob))
-    print(
-        f'{run}: out of fold [95 % interval over patients or lesions]; prob is for a rate {to:.4f}'
-    )
+    over = f'95 % interval over {score.drawn(scored)}'
+    print(f'{run}: out of fold [{over}]; prob is for a rate {to:.4g}')
     found = {column: score.summary(scored, column) for column in columns}
     print(score.lines(found))
     if n_tta:

@@ -106,7 +106,7 @@ def main(
     name = name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS)
     run = files.run_folder(Path(home), name)
     wanted = folds if fold is None else [fold]
-    todo = files.unfinished(run, wanted)
+    todo = ranks.first_does(partial(files.unfinished, run, wanted))
     if todo or lr_find:
         net = model.create(arch, size, pretrained, start)  # weights not to be had end it here
         if precision == 'auto':
@@ -136,10 +136,7 @@ def main(
     free = (lock for lock in files.share(locks) if files.unfinished(run, [locks[lock]]))
     for lock in ranks.each(free):  # a fold that another process has finished meanwhile is no more
         train_fold(lock.parent, locks[lock], table, config, start, how)
-    if files.unfinished(run, folds):
-        print(files.to_train(run, folds))
-    else:
-        summarize(run, table)
+    ranks.first_does(partial(conclude, run, folds, table))
 
 
 # Flags that say where and how, not what; --skip_bad changes a result by the list of images that it
@@ -258,18 +255,21 @@ def find_rates(folder: Path, fold: int, table, config: dict, start, how: dict) -
     print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')
 
 
-def summarize(run: Path, table) -> None:
-    """Print what the out-of-fold predictions of all folds are worth, and write scores.json."""
+def conclude(run: Path, folds: list[int], table) -> None:
+    """Print what is left to train; else what the predictions are worth, also into scores.json."""
     import pandas as pd
 
     from lib import score
 
+    if files.unfinished(run, folds):
+        print(files.to_train(run, folds))
+        return
     paths = [run / f'fold{k}' / 'oof.csv' for k in sorted(set(table.fold))]
     oof = pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
     oof = table.merge(oof[['image_name', 'pred_plain']], on='image_name')
     found = {'pred_plain': score.summary(oof, 'pred_plain')}
     files.write_json(run / 'scores.json', found)
-    print(f'{run} is trained. Out of fold [95 % interval over patients or lesions]:')
+    print(f'{run} is trained. Out of fold [95 % interval over {score.drawn(oof)}]:')
     print(score.lines(found))
 
 

@@ -22,8 +22,8 @@ def read_oof(path: Path) -> pd.DataFrame:
     """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (0..1), in any
     order; also fold, source, group if they are there.
 
-    Returns: a row an image, by image_name; `group` is the patient where there is none, else the
-    image. Raises: Stop that names the file and the first image that is wrong.
+    Returns: a row an image, by image_name; what is not known is NaN. Raises: Stop that names the
+    file and the first image that is wrong.
     """
     table = _read(path, ['image_name', 'target', 'pred'])
     target = _numbers(table.target)
@@ -33,13 +33,11 @@ def read_oof(path: Path) -> pd.DataFrame:
     if 'fold' in table and not ((fold >= 0) & (fold % 1 == 0)).all():
         wrong = _first(table, ~((fold >= 0) & (fold % 1 == 0)))
         raise Stop(f'{path}: the fold of {wrong} is not a whole number from 0 up')
-    for column in ('patient_id', 'group'):
+    for column in ('patient_id', 'group', 'source'):
         if column not in table:
             table[column] = pd.Series(np.nan, table.index, dtype='str')
-    table['group'] = table.group.fillna(table.patient_id).fillna(table.image_name)
     for column in {'age_approx', 'width', 'height'} & set(table):
         table[column] = _numbers(table[column])
-    table['source'] = table.source.fillna('unknown') if 'source' in table else 'unknown'
     table = table.assign(target=target.astype(int), fold=fold, pred=_predictions(path, table))
     return table.set_index('image_name', drop=False)
 
@@ -102,16 +100,18 @@ def read_oofs(folders: Sequence[Path], table: pd.DataFrame | None) -> Together |
     """The out-of-fold predictions of the runs in `folders`; None where one has no oof.csv.
 
     `table`: the labelled rows of folds.csv, whose group, source and fold are then taken; without
-    it those of the first run. Folds that nobody names are drawn by group. A run that was trained
-    here must hold just these rows; those of others may know fewer or more images.
+    it those of the first run that knows them, the patient or the image for the group. Folds that
+    nobody names, or that part a group, are drawn anew. A run that was trained here must hold just
+    these rows; those of others may know fewer or more images.
 
     Raises: Stop where the runs share no image, or differ on a target.
     """
     if not all((folder / 'oof.csv').exists() for folder in folders):
         return None
     oofs = {folder: read_oof(folder / 'oof.csv') for folder in folders}
-    first = next(iter(oofs.values()))
-    rows = first if table is None else table.set_index('image_name', drop=False)
+    rows = None if table is None else table.set_index('image_name', drop=False)
+    for oof in oofs.values() if rows is None else ():
+        rows = oof if rows is None else rows.combine_first(oof).loc[rows.index]
     every = set(rows.index).union(*(oof.index for oof in oofs.values()))
     shared = set(rows.index).intersection(*(oof.index for oof in oofs.values()))
     if not shared:
@@ -123,8 +123,13 @@ def read_oofs(folders: Sequence[Path], table: pd.DataFrame | None) -> Together |
             _check_equal(folder / 'oof.csv', used, oof, 'fold')
         _check_equal(folder / 'oof.csv', rows[rows.index.isin(shared)], oof, 'target')
     rows = rows[rows.index.isin(shared)].reset_index(drop=True)
-    if rows.fold.isna().any():
-        rows['fold'] = splits.assign(rows, 5, 0)
+    rows['group'] = rows.group.fillna(rows.patient_id).fillna(rows.image_name)
+    rows['source'] = rows.source.fillna('unknown')
+    if rows.fold.isna().any() or splits.leaks(rows.group, rows.fold):
+        classes = rows.groupby('target').group.nunique()
+        n = min(5, classes.min()) if len(classes) > 1 else 1
+        rows['fold'] = splits.assign(rows, int(n), 0) if n > 1 else 0
+        print(f'folds are not known, or part a patient: {n} are drawn by group to fit and score by')
     columns = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs.values()]
     folds = np.column_stack([c.fold.fillna(rows.fold) for c in columns])
     preds = np.column_stack([c.pred for c in columns])
@@ -135,16 +140,14 @@ def read_oofs(folders: Sequence[Path], table: pd.DataFrame | None) -> Together |
 def read_tests(folders: Sequence[Path], table: pd.DataFrame | None) -> pd.DataFrame | None:
     """The runs' test predictions, (m, k): a row an image, named, a column a run.
 
-    In the order of `table`, the test rows of folds.csv, or of the first run. None where no run
-    has a test.csv. Raises: Stop where a run's images are others: a submission needs them all.
+    In the order of `table`, the test rows of folds.csv, or of the first run. None where there are
+    no test images. Raises: Stop where a run's images are others: a submission needs them all.
     """
     paths = [folder / 'test.csv' for folder in folders]
-    if not any(path.exists() for path in paths):
+    if not any(path.exists() for path in paths) or (table is not None and table.empty):
         return None
     tests = [read_test(path) for path in paths]
     names = tests[0].index if table is None else pd.Index(table.image_name)
-    if not len(names):
-        raise Stop('folds.csv has no test rows, so there is nothing to submit')
     for path, pred in zip(paths, tests, strict=True):
         _check_same(path, set(pred.index) ^ set(names))
     columns = {path.parent.name: pred.loc[names] for path, pred in zip(paths, tests, strict=True)}
@@ -346,7 +349,7 @@ def compare(runs: Together, blended: Blend) -> dict[str, dict[str, Any]]:
 
 def lines(found: dict[str, dict[str, Any]]) -> str:
     """Printed lines: a row a run of `compare`."""
-    rows = [('run', 'weight', 'AUC', 'less the best run', 'agreement', 'blend without it')]
+    rows = [('run', 'weight', 'AUC', 'less the best run', 'agreement', 'without, others kept')]
     for name, run in found.items():
         less = 'the best' if run['difference'] is None else str(run['difference'])
         numbers = [

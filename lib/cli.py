@@ -49,10 +49,10 @@ def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
 
 
 def rate(**flags: float | None) -> None:
-    """Raises: Stop that names the first of `flags` that is given and not inside 0..1."""
+    """Raises: Stop that names the first of `flags` that is given and not from .0001 to .9999."""
     for name, value in flags.items():
-        if value is not None and not 0 < value < 1:
-            raise Stop(f'--{name} must be between 0 and 1, as .05, not {value}')
+        if value is not None and not 0.0001 <= value <= 0.9999:
+            raise Stop(f'--{name} must be from .0001 to .9999, not {value}')
 
 
 def processes(workers: int | None) -> None:

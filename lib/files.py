@@ -297,7 +297,7 @@ def runs(home: Path, only: str | None = None) -> list[Path]:
         if missing := [name for name in names if name not in found]:
             have = ', '.join(found) or 'none'
             raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
-        return [found[name] for name in names]
+        return [found[name] for name in dict.fromkeys(names)]
     if not found:
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
     return list(found.values())
@@ -326,8 +326,8 @@ def predicted(home: Path, only: Sequence[str] | None = None) -> list[Path]:
     return list(found.values())
 
 
-def claim_blend(run: Path, config: dict[str, Any]) -> None:
-    """Write the blend's blend.json. Raises: Stop where the folder is another run's or blend's."""
+def check_blend(run: Path, config: dict[str, Any]) -> None:
+    """Raises: Stop where a blend cannot be kept in `run`: another run's or blend's folder."""
     path = run / BLEND
     if path.exists():
         saved = read_json(path)
@@ -336,7 +336,13 @@ def claim_blend(run: Path, config: dict[str, Any]) -> None:
             raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
     elif run.exists() and any(run.iterdir()):
         raise Stop(f'{run} is there already and no blend; choose another --name')
-    write_json(path, config)
+
+
+def check_kept(run: Path, folds_sha256: str | None) -> None:
+    """Raises: Stop where a kept blend was fitted across the folds of another folds.csv."""
+    kept = read_json(run / BLEND).get('folds_sha256') if (run / BLEND).exists() else None
+    if kept and folds_sha256 and kept != folds_sha256:
+        raise Stop(f'{run} was blended on another folds.csv; blend it again under another --name')
 
 
 def environment(device: str) -> dict[str, Any]:

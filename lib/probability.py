@@ -71,7 +71,8 @@ def trained_odds_of(
     """
     if how == 'stack':
         return trained_odds(targets, 0)
-    logs = []
+    logs, weights = [], np.asarray(weights)
+    folders = [folder for folder, weight in zip(folders, weights, strict=True) if weight]
     for folder in folders:
         if (folder / 'config.json').exists():
             neg_ratio = files.read_json(folder / 'config.json').get('neg_ratio', 1.0)
@@ -80,7 +81,7 @@ def trained_odds_of(
             blend = folder / files.BLEND
             odds = files.read_json(blend).get('odds') if blend.exists() else None
             logs.append(np.log(odds or np.nan))
-    found = float(np.exp(np.dot(weights, logs)))
+    found = float(np.exp(np.dot(weights[weights != 0], logs)))
     return None if how == 'rank' or np.isnan(found) else found
 
 
@@ -109,10 +110,10 @@ def odds_of_level(pred: np.ndarray, prior: float, weight: np.ndarray | None = No
     return float(np.exp(brentq(excess, -50, 50)))
 
 
-def class_weights(target: np.ndarray, prior: float | None) -> np.ndarray:
-    """A weight for each image, (n,), so that melanomas are `prior` of all; ones for None."""
+def class_weights(target: np.ndarray, prior: float) -> np.ndarray:
+    """A weight for each image, (n,), so that melanomas are `prior` of all; ones for one class."""
     found = np.mean(target)
-    if prior is None or found in (0, 1):
+    if found in (0, 1):
         return np.ones(len(target))
     return np.where(target == 1, prior / found, (1 - prior) / (1 - found))
 
@@ -147,7 +148,7 @@ FITS = {'platt': platt, 'isotonic': isotonic}
 
 
 def fit_across_folds(
-    how: str, pred: np.ndarray, oof: pd.DataFrame, own: np.ndarray, prior: float | None
+    how: str, pred: np.ndarray, oof: pd.DataFrame, own: np.ndarray, prior: float
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """Probabilities of each fold's rows by the fit on the other folds' `own` rows, and the fit on
     all of them, for the test images.
@@ -217,7 +218,10 @@ def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float
 
 
 def thresholds(
-    target: np.ndarray, pred: np.ndarray, prob: np.ndarray, prior: float
+    target: np.ndarray,
+    pred: np.ndarray,
+    of_pred: Callable[[np.ndarray], np.ndarray],
+    prior: float,
 ) -> list[dict[str, Any]]:
     """What each of SENSITIVITIES costs, per 1,000 lesions of which `prior` are melanomas.
 
@@ -235,7 +239,7 @@ def thresholds(
                 'sensitivity': sensitivity,
                 'specificity': specificity,
                 'pred': at,
-                'prob': float(np.min(prob[pred >= at])),
+                'prob': float(of_pred(np.array([at]))[0]),
                 'found': 1000 * prior * sensitivity,
                 'missed': 1000 * prior * (1 - sensitivity),
                 'called': 1000 * (1 - prior) * (1 - specificity),
@@ -258,11 +262,12 @@ def of_blend(
     pred, target = oof.pred.to_numpy(), oof.target.to_numpy()
     own, named = population(oof)
     to = rate(oof) if prior is None else prior
-    weight = class_weights(target[own], prior)
+    weight = class_weights(target[own], to)  # ones, where these rows have that rate
+    if not np.allclose(weight, 1):
+        named += f', weighted to the rate {to:.4g}'
     found: dict[str, Any] = {'prior': to, 'population': named, 'odds': odds, 'how': calibrate}
     if calibrate is not None:
-        prob, of_pred = fit_across_folds(calibrate, pred, oof, own, prior)
-        found['odds'] = None  # of a curve, not of a shift
+        prob, of_pred = fit_across_folds(calibrate, pred, oof, own, to)
     else:
         level = odds_of_level(pred[own], to, weight) if odds is None else odds
 
@@ -276,7 +281,7 @@ def of_blend(
         found[name] = quality(target[own], values[own], weight)._asdict()
         bins = reliability(target[own], values[own], weight)
         found[f'bins_{name}'] = bins.to_dict('records')
-    found['thresholds'] = thresholds(target[own], pred[own], prob[own], to)
+    found['thresholds'] = thresholds(target[own], pred[own], of_pred, to)
     return prob, of_pred, found
 
 
@@ -300,7 +305,7 @@ def describe(found: dict[str, Any]) -> str:
             'folds and is applied to the mean of all'
         )
     elif found['odds'] is None:
-        way = f'pred moved so that its mean is the rate {found["prior"]:.4f}'
+        way = f'pred moved so that its mean is the rate {found["prior"]:.4g}, by these labels'
     else:
-        way = f'pred moved from odds of {found["odds"]:.3g} to the rate {found["prior"]:.4f}'
+        way = f'pred moved from odds of {found["odds"]:.3g} to the rate {found["prior"]:.4g}'
     return f'probabilities: {way}; judged on {found["population"]}'

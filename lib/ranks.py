@@ -7,6 +7,7 @@ Without a launcher there is one process, and nothing here does anything.
 import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
+from datetime import timedelta
 from typing import Any
 
 RANK = int(os.environ.get('RANK', 0))
@@ -23,7 +24,9 @@ def start() -> None:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    torch.distributed.init_process_group('nccl' if cuda else 'gloo')
+    # the others wait while the first one fills a cache, which may take hours
+    patience = timedelta(days=7)
+    torch.distributed.init_process_group('nccl' if cuda else 'gloo', timeout=patience)
     atexit.register(torch.distributed.destroy_process_group)
 
 

@@ -21,11 +21,11 @@ from lib.tables import read_folds
 INK = '#010203'  # becomes the page's own colour of text, light or dark
 BLUE, RED = '#3f7fbf', '#d2603a'
 N_IMAGES = 8  # in each sheet
-SHEETS = (
-    ('Melanomas, surest and right', 1, False),
-    ('Melanomas, surest and wrong', 1, True),
-    ('Benign, surest and right', 0, True),
-    ('Benign, surest and wrong', 0, False),
+SHEETS = (  # title, target, whether it was called a melanoma
+    ('Melanomas, surest and right', 1, True),
+    ('Melanomas, surest and wrong', 1, False),
+    ('Benign, surest and right', 0, False),
+    ('Benign, surest and wrong', 0, True),
 )
 STYLE = {
     'text.color': INK,
@@ -113,9 +113,11 @@ def write(home: Path) -> str:
             oof = pd.read_csv(folder / 'oof.csv', dtype={'image_name': str})
             page |= {
                 'floor': shortcuts.sentence(found['floor']),
-                'probability': probability.describe(found['probability']),
+                'probability': probability.describe(found['probability'])
+                if 'probability' in found
+                else None,
                 'figures': _figures(oof, found),
-                'sheets': _sheets(oof, home / 'folds.csv'),
+                'sheets': _sheets(oof, home / 'folds.csv', _threshold(found)),
             }
         if len(names) > 1:
             rho = found.get('test_correlations')
@@ -165,7 +167,7 @@ def _figures(oof: pd.DataFrame, found: dict[str, Any]) -> list[dict[str, str]]:
     if len(np.unique(target)) == 2:
         curves = score.curves(target, pred, oof.group)
         rate = float(target.mean())
-        band = 'The band holds 95 % of 200 draws of patients or lesions.'
+        band = f'The band holds 95 % of 200 draws of {found["summary"]["drawn"]}.'
         for title, key, x, y, chance in (
             ('ROC', 'roc', 'benign images called', 'sensitivity', ([0, 1], [0, 1])),
             ('Precision and recall', 'precision', 'sensitivity', 'precision', ([0, 1], [rate] * 2)),
@@ -177,7 +179,7 @@ def _figures(oof: pd.DataFrame, found: dict[str, Any]) -> list[dict[str, str]]:
     note = f'A subgroup with fewer than {score.MIN_CLASS} of a class has its counts only.'
     title = 'AUC by fold, source and subgroup'
     figures.append(_figure(title, lambda axes: _forest(axes, rows), size, note))
-    if 'before' in found['probability']:
+    if 'before' in found.get('probability', {}):
         note = 'Bins of as many images each; on the line, probabilities are rates.'
         draw = _reliability(found['probability'])
         figures.append(_figure('Reliability, before and after', draw, (5.4, 4.2), note))
@@ -208,7 +210,8 @@ def _forest(axes: Axes, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
         return 'auc' in part and part['auc'][1] is not None
 
     places = -np.arange(len(rows))
-    left = min([0.95, *(min(part['auc'][:2]) for _, part in rows if known(part))])
+    values = [v for _, part in rows for v in part.get('auc', ())[:2] if v is not None]
+    left = min([0.95, *values])
     for y, (_, part) in zip(places, rows, strict=True):
         counts = f'{part["images"]} images, {part["melanomas"]} melanomas'
         axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
@@ -305,23 +308,34 @@ def _learning_curves(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     return figures
 
 
-def _sheets(oof: pd.DataFrame, folds: Path) -> list[dict[str, Any]]:
-    """The surest right and wrong images of both classes; none where the images are not here."""
+def _threshold(found: dict[str, Any]) -> float:
+    """The `pred` that finds 95 % of the melanomas; .5 where that is not known."""
+    rows = found.get('probability', {}).get('thresholds', ())
+    return next((row['pred'] for row in rows if row['wanted'] == 0.95), 0.5)
+
+
+def _sheets(oof: pd.DataFrame, folds: Path, at: float) -> list[dict[str, Any]]:
+    """The surest right and wrong images of both classes, called melanomas from `at` on.
+
+    None where the images are not here.
+    """
     if not folds.exists():
         return []
     paths = read_folds(folds).set_index('image_name').path
     sheets = []
-    for title, target, lowest in SHEETS:
-        rows = oof[(oof.target == target) & oof.image_name.isin(paths.index)]
-        rows = rows.sort_values('pred', ascending=lowest, kind='stable').head(N_IMAGES)
+    for title, target, called in SHEETS:
+        rows = oof[(oof.target == target) & ((oof.pred >= at) == called)]
+        rows = rows[rows.image_name.isin(paths.index)]
+        rows = rows.sort_values('pred', ascending=not called, kind='stable').head(N_IMAGES)
         cells = []
         for row in rows.itertuples():
-            path = Path(paths[row.image_name])
-            if path.is_file():
-                picture = io.BytesIO()
-                images.square(path, 144).save(picture, 'JPEG', quality=85)
-                data = base64.b64encode(picture.getvalue()).decode()
-                cells.append({'name': row.image_name, 'pred': row.pred, 'data': data})
+            picture = io.BytesIO()
+            try:
+                images.square(Path(paths[row.image_name]), 144).save(picture, 'JPEG', quality=85)
+            except Exception:  # not here, or broken, where decoders raise anything: left out
+                continue
+            data = base64.b64encode(picture.getvalue()).decode()
+            cells.append({'name': row.image_name, 'pred': row.pred, 'data': data})
         if cells:
             sheets.append({'title': title, 'cells': cells})
     return sheets

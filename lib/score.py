@@ -12,6 +12,7 @@ from lib.cli import Stop
 
 N_DRAWS = 1000
 MIN_CLASS = 20  # below as many melanomas or benign images a subgroup shows its counts only
+MOST = 30  # subgroups of a kind, the largest
 AGES = [0, 30, 45, 60, 75, np.inf]
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
 MEASURES = {
@@ -124,7 +125,7 @@ def part(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
     return _part(oof, pred)[0]
 
 
-def _part(oof: pd.DataFrame, pred: str) -> tuple[dict[str, Any], np.ndarray]:
+def _part(oof: pd.DataFrame, pred: str, seed: int = 0) -> tuple[dict[str, Any], np.ndarray]:
     """`part`, and the draws of the AUC, (N_DRAWS,)."""
     target, scores = oof.target.to_numpy(), oof[pred].to_numpy(dtype=float)
     if not np.isfinite(scores).all():
@@ -143,7 +144,7 @@ def _part(oof: pd.DataFrame, pred: str) -> tuple[dict[str, Any], np.ndarray]:
         return found | dict(zip(MEASURES, map(Estimate, values), strict=True)), nothing
     if len(starts) == 1:
         found['note'] = 'all predictions are the same'
-    draws = bootstrap(target, [scores], oof.group)[:, 0]
+    draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
     for k, name in enumerate(MEASURES):
         found[name] = Estimate(float(values[k]), *interval(draws[:, k]))
     return found, draws[:, 0]
@@ -170,18 +171,19 @@ def summary(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
 def overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     """What is said of all rows of `oof` together (target, group, source, fold, and `pred`).
 
-    Returns: `pooled`, `ranked` (pooled after ranking within each fold), `folds`,
+    Returns: `pooled`, `drawn`, `ranked` (pooled after ranking within each fold), `folds`,
     `fold_mean` and `fold_sd` of the folds' AUCs, `sources`, `source_alone` (the AUC of a source's
     rate of melanomas as the score: what telling the archives apart is worth).
     """
-    found = {'pooled': part(oof, pred)}
+    found = {'pooled': part(oof, pred), 'drawn': drawn(oof)}
     in_folds = oof.assign(**{pred: ranked(oof[pred], oof.fold)})
     found['ranked'] = {'auc': part(in_folds, pred).get('auc', Estimate(None))}
-    folds = {str(k): _part(rows, pred) for k, rows in oof.groupby('fold')}
+    # a seed each: with the same draws in all folds their mean would vary too much
+    folds = {str(k): _part(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
     found['folds'] = {k: figures for k, (figures, _) in folds.items()}
     aucs = [figures['auc'].value for figures, _ in folds.values() if 'auc' in figures]
     if aucs:
-        # no group is in two folds, so their draws are independent and average draw by draw
+        # no group is in two folds, so that draw by draw is as good as any pairing
         draws = np.mean([draws for figures, draws in folds.values() if 'auc' in figures], axis=0)
         found['fold_mean'] = Estimate(float(np.mean(aucs)), *interval(draws))
     if len(aucs) > 1:
@@ -191,6 +193,13 @@ def overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
         rate = oof.groupby('source').target.transform('mean')
         found['source_alone'] = auc(oof.target, rate)
     return found
+
+
+def drawn(oof: pd.DataFrame) -> str:
+    """What an interval draws, in words."""
+    if oof.group.nunique() == len(oof) > 1:
+        return 'images (no patient with several is known; else the interval is too narrow)'
+    return 'patients or lesions'
 
 
 def by_source(oof: pd.DataFrame, pred: str) -> dict[str, dict[str, Any]]:
@@ -212,7 +221,9 @@ def subgroups(oof: pd.DataFrame, pred: str) -> dict[str, dict[str, dict[str, Any
     for name, values in by.items():
         if values is None or values.isna().all():
             continue
-        groups = oof.groupby(values.fillna('not known'))
+        values = values.fillna('not known')
+        values = values.where(values.isin(values.value_counts().index[:MOST]), 'others')
+        groups = oof.groupby(values)
         order = [band for band in AGE_BANDS if band in groups.groups] if name == 'age' else []
         for value in [*order, *(g for g in groups.groups if g not in order)]:
             rows = groups.get_group(value)
@@ -247,7 +258,8 @@ def lines(summaries: Mapping[str, dict[str, Any]]) -> str:
     add('  ranked in each fold', take([s['ranked'] for s in every]))
     if 'fold_mean' in every[0]:
         sds = ', '.join(f'{s["fold_sd"]:.4f}' for s in every if 'fold_sd' in s)
-        text = f'over {len(every[0]["folds"])} folds' + (f', sd {sds}' if sds else '')
+        n = sum('auc' in figures for figures in every[0]['folds'].values())
+        text = f'over {n} folds' + (f', sd {sds}' if sds else '')
         add('  mean over folds', take(every, 'fold_mean'), text)
     for source in every[0].get('sources', {}):
         inside = [s['sources'][source] for s in every]
@@ -295,7 +307,7 @@ def compare(
     default the best one's; with the number of that one between.
 
     Differences are paired, over the same draws of groups. p is twice the share of draws on the
-    other side of zero, so that it is below .05 where the interval leaves zero out.
+    other side of zero.
     """
     values = np.array([auc(target, pred) for pred in preds])
     if np.isnan(values).any():  # one class only
@@ -356,6 +368,8 @@ def curves(
 def rank_correlations(preds: Sequence[np.ndarray]) -> np.ndarray:
     """Spearman's correlation of each two of `preds`, (k, k); a constant agrees with nothing."""
     ranks = np.array([rankdata(pred) for pred in preds])
+    if ranks.shape[1] < 2:
+        return np.eye(len(ranks))
     with np.errstate(invalid='ignore'):
         found = np.atleast_2d(np.corrcoef(ranks))
     return np.where(np.eye(len(ranks), dtype=bool), 1.0, np.nan_to_num(found))

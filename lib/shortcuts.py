@@ -9,6 +9,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from lib.score import Estimate
 
 NUMBERS = {'age_approx': 'age', 'width': 'native width', 'height': 'native height'}
+MOST_KINDS = 200  # scikit-learn takes 255
 KINDS = {'sex': 'sex', 'anatom_site': 'site', 'source': 'source'}
 
 
@@ -26,7 +27,8 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
             found[label] = pd.to_numeric(table[column]).astype(float)
     for column, label in KINDS.items():
         if column in table:
-            found[label] = table[column].astype('category')
+            common = table[column].value_counts().index[:MOST_KINDS]
+            found[label] = table[column].where(table[column].isin(common)).astype('category')
     return found.loc[:, found.nunique(dropna=False) > 1]
 
 

@@ -67,7 +67,7 @@ def test_odds_that_nobody_knows_are_found_by_the_level():
     prob, _, found = probability.of_blend(table, None, None, 0.05)
     weight = probability.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(prob, weights=weight) == pytest.approx(0.05)
-    assert 'its mean is the rate 0.0500' in probability.describe(found)
+    assert 'its mean is the rate 0.05, by these labels' in probability.describe(found)
     with pytest.raises(Stop, match='all 0 or all 1'):
         probability.odds_of_level(np.zeros(5), 0.1)
 
@@ -75,7 +75,7 @@ def test_odds_that_nobody_knows_are_found_by_the_level():
 @pytest.mark.parametrize('how', ['platt', 'isotonic'])
 def test_a_fit_mends_a_bad_model_and_is_judged_out_of_fold(how):
     table = oof().assign(pred=lambda t: expit(3 * logit(t.pred) + 2))  # far too sure
-    prob, of_pred, found = probability.of_blend(table, 1.0, how, None)
+    _, of_pred, found = probability.of_blend(table, 1.0, how, None)
     assert found['after']['slope'] == pytest.approx(1, abs=0.3)
     assert found['after']['ece'] < 0.005 < found['before']['ece']
     order = np.argsort(table.pred, kind='stable')
@@ -84,7 +84,7 @@ def test_a_fit_mends_a_bad_model_and_is_judged_out_of_fold(how):
     # honest: a fold's labels have no part in its own probabilities
     rows = (table.fold == 2).to_numpy()
     flipped = table.assign(target=np.where(rows, 1 - table.target, table.target))
-    other, _, _ = probability.of_blend(flipped, 1.0, how, None)
+    prob, other = (probability.of_blend(t, 1.0, how, 0.02)[0] for t in (table, flipped))
     np.testing.assert_array_equal(prob[rows], other[rows])
     assert (prob[~rows] != other[~rows]).any()
     assert 'single folds' in probability.describe(found)
@@ -135,8 +135,9 @@ def test_the_threshold_finds_as_many_melanomas_as_asked_for():
     for wanted in (0.5, 0.8, 0.95, 0.999):
         at = probability.threshold(target, pred, wanted)
         assert at == cut[np.argmax(tpr >= wanted)]
-    rows = probability.thresholds(target, pred, pred, 0.018)
+    rows = probability.thresholds(target, pred, lambda p: p / 2, 0.018)
     row = next(row for row in rows if row['wanted'] == 0.95)
+    assert row['prob'] == row['pred'] / 2
     assert row['sensitivity'] >= 0.95 and row['found'] + row['missed'] == pytest.approx(18)
     called = fpr[np.argmax(tpr >= 0.95)] * 982
     assert row['called'] == pytest.approx(called)
@@ -153,6 +154,13 @@ def test_probabilities_are_for_the_competitions_own_images():
     few = table.assign(target=np.where(table.index < 990, 0, table.target))
     own, named = probability.population(few)
     assert own.all() and named.startswith('all 4000')
+    # judged on all, but for the competition's rate: so weighted to it
+    few.loc[few.index < 5, 'target'] = 1
+    _, _, found = probability.of_blend(few, 1.0, None, None)
+    assert 'all 4000' in found['population'] and 'weighted to the rate' in found['population']
+    assert found['prior'] == few.target[:1000].mean()
+    _, _, platt = probability.of_blend(few, 1.0, 'platt', None)
+    assert platt['after']['intercept'] == pytest.approx(0, abs=0.2)
     with pytest.raises(Stop, match='--prior'):
         probability.rate(table.assign(target=0))
 
@@ -167,9 +175,10 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     assert of([a], target) == 1
     assert of([a, b], target, [0.5, 0.5]) == pytest.approx(0.5)
     assert of([a, b], target, [0.5, 0.5], 'rank') is None
-    assert of([a, b], target, [2, 3, -1], 'stack') == pytest.approx(1 / 9)
+    assert of([a, b], target, [2, 3], 'stack') == pytest.approx(1 / 9)
     c.mkdir()
     (c / 'blend.json').write_text(json.dumps({'odds': 0.25}))
     assert of([b, c], target, [0.5, 0.5]) == pytest.approx(0.25)
     d.mkdir()
     assert of([a, d], target, [0.5, 0.5]) is None  # anybody's
+    assert of([a, d], target, [1.0, 0.0]) == 1  # without a part in it
