@@ -252,8 +252,6 @@ def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
     """
     path = run / 'config.json'
     if not path.exists():
-        if (run / BLEND).exists() or (run / 'oof.csv').exists():
-            raise Stop(f'{run} holds a blend or the predictions of others; choose another --name')
         with Lock(run / '.lock') as lock:
             lock.take(wait=True)  # for another process that begins this run
             if not path.exists():
@@ -262,6 +260,10 @@ def claim_run(run: Path, config: dict[str, Any], defaults: dict[str, Any]) -> No
                     raise Stop(
                         f'{made[0]} is there and no config.json says what it was made with; bring '
                         f'{path} back, or train under another --name'
+                    )
+                if any((run / name).exists() for name in (BLEND, 'oof.csv', 'test.csv')):
+                    raise Stop(
+                        f'{run} holds a blend or the predictions of others; choose another --name'
                     )
                 write_json(path, config)
                 return
