@@ -177,7 +177,8 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, workers) -> 
     device = learn.dls.device
     print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision(device)}')
     about = files.environment(str(device)) | {'precision': precision(device)}
-    files.write_json(folder / 'run.json', about)
+    if not (folder / 'run.json').exists():  # for a fold that is killed; the end writes it anew
+        files.write_json(folder / 'run.json', about)
     div = config['lr_max'] / config['lr_min']
     history, resume = History(folder / 'history.csv', fold), Resume(folder / 'state.pt', fold)
     cbs += [StopOnNaN(fold), history, resume]
