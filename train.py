@@ -208,7 +208,8 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     device = learn.dls.device
     about = files.environment(str(device)) | {'processes': ranks.WORLD}
     about['precision'] = how['train_in']
-    files.write_json(folder / 'run.json', about)
+    if not (folder / 'run.json').exists():  # for a fold that is killed; the end writes it anew
+        files.write_json(folder / 'run.json', about)
     each = f' in {ranks.WORLD} processes' if ranks.WORLD > 1 else ''
     n, precision = learn.dls.train.n, how['train_in']
     print(f'{folder}: {n} images an epoch, on {device} in {precision}{each}')

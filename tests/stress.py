@@ -169,7 +169,7 @@ def kill_inference(home: Path, n_kills: int, rng: random.Random) -> Iterator[dic
             path.unlink()
         moments = []
         while left:
-            delay = rng.uniform(0, 3)  # after the first part of this start has begun
+            delay = rng.uniform(0, 10)  # after the first part of this start has begun
             if not killed(command(*infer), lambda lines: lines >= 1, delay):
                 break
             left -= 1
