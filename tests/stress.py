@@ -160,7 +160,7 @@ def trained_home(folder: Path) -> Path:
 
 def kill_inference(home: Path, n_kills: int, rng: random.Random) -> Iterator[dict]:
     """Kill infer.py `n_kills` times on a home with run a; a row for each that came to an end."""
-    infer = ['infer.py', '--home', home, '--n_tta', 60]  # so that a part takes seconds
+    infer = ['infer.py', '--home', home, '--n_tta', 240]  # so that a part takes seconds
     done(*infer)
     run, left = home / 'runs' / 'a', n_kills
     whole = contents(home)
