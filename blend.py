@@ -44,11 +44,10 @@ def main(
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
     import numpy as np
 
-    from lib import blending, probability, report, score
+    from lib import blending, predictions, probability, score
 
     weights = blending.mixed(mix) if mix is not None else None
-    names = only.split(',') if only is not None else weights and list(weights)
-    folders = files.predicted(Path(home), names and [word.strip() for word in names])
+    folders = files.predicted(Path(home), ','.join(weights) if weights else only)
     names = [folder.name for folder in folders]
     if name in names:
         raise cli.Stop(f'--name {name} is one of the runs that are blended; choose another')
@@ -56,14 +55,9 @@ def main(
     if kept:
         files.check_blend(kept, config)
     labelled, test, config['folds_sha256'] = read_folds(Path(home, 'folds.csv'))
-    for folder in folders:
-        # others' predictions, or ours far from where they were made, have nothing to be checked by
-        if labelled is not None and (folder / 'config.json').exists():
-            n_tta = files.inferred(folder, sorted(labelled.fold.unique().tolist()))
-            print(f'{folder}: mean of {n_tta} TTA passes')
-        files.check_kept(folder, config['folds_sha256'])
-    runs = blending.read_oofs(folders, labelled)
-    tests = blending.read_tests(folders, test)
+    check(folders, labelled, config['folds_sha256'])
+    runs = predictions.read_oofs(folders, labelled)
+    tests = predictions.read_tests(folders, test)
     if runs is None and (blending.METHODS[how].fit or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
@@ -82,34 +76,10 @@ def main(
         oof = runs.rows.assign(pred=blended.oof)
         found |= judge(runs, blended, oof)
         trained_on = oof.target if labelled is None or how == 'stack' else labelled.target
-        weights_of_runs = blended.weights[: len(names)]
-        config['odds'] = probability.trained_odds_of(folders, trained_on, weights_of_runs, how)
-        try:
-            oof['prob'], of_pred, found['probability'] = probability.of_blend(
-                oof, config['odds'], calibrate, prior
-            )
-        except cli.Stop as why:  # one class, or predictions of 0 and 1 alone: still a submission
-            print(f'no prob: {why}')
-        else:
-            print(probability.lines(found['probability']))
-            if tests is not None:
-                tests['prob'] = of_pred(tests.pred.to_numpy())
-
-    made = [Path(home, 'report'), *([kept] if kept else [])]
-    files.sweep(Path(home))
-    for folder in made:
-        files.sweep(folder)
-        blending.write(folder, oof, tests)
-    if kept:
-        files.write_json(kept / files.BLEND, config)
-    files.write_json(Path(home, 'report', 'scores.json'), found)
-    if tests is None:
-        print('there are no test images, so there is nothing to submit')
-    else:
-        path, way = Path(home, 'submission.csv'), 'mix' if mix else how
-        files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
-        print(f'{path}: {len(tests)} rows, the {way} of {len(names)} runs')
-    print(report.write(Path(home)))
+        of_runs = blended.weights[: len(names)]
+        config['odds'] = probability.trained_odds_of(folders, trained_on, of_runs, how)
+        add_prob(oof, tests, found)
+    save(Path(home), kept, oof, tests, found)
 
 
 def read_folds(path: Path):
@@ -121,6 +91,16 @@ def read_folds(path: Path):
     table = tables.read_folds(path)
     labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
     return labelled, table[table.split == 'test'], files.sha256(path)
+
+
+def check(folders: list[Path], labelled, folds_sha256: str | None) -> None:
+    """Raises: Stop where a run's predictions are not of its weights, or of another folds.csv."""
+    for folder in folders:
+        # others' predictions, or ours far from where they were made, have nothing to be checked by
+        if labelled is not None and (folder / 'config.json').exists():
+            n_tta = files.inferred(folder, sorted(labelled.fold.unique().tolist()))
+            print(f'{folder}: mean of {n_tta} TTA passes')
+        files.check_kept(folder, folds_sha256)
 
 
 def judge(runs, blended, oof) -> dict:
@@ -140,6 +120,44 @@ def judge(runs, blended, oof) -> dict:
     found['floor'] = score.overall(oof.assign(pred=pred)) | {'seen': seen}
     print(shortcuts.sentence(found['floor']))
     return found
+
+
+def add_prob(oof, tests, found: dict) -> None:
+    """Add `prob` to `oof` and `tests`, and what is to be said of it to `found`."""
+    from lib import probability
+
+    blend = found['blend']
+    try:
+        oof['prob'], of_pred, found['probability'] = probability.of_blend(
+            oof, blend['odds'], blend['calibrate'], blend['prior']
+        )
+    except cli.Stop as why:  # one class, or predictions of 0 and 1 alone: still a submission
+        print(f'no prob: {why}')
+        return
+    print(probability.lines(found['probability']))
+    if tests is not None:
+        tests['prob'] = of_pred(tests.pred.to_numpy())
+
+
+def save(home: Path, kept: Path | None, oof, tests, found: dict) -> None:
+    """Write the submission, the report and what it is made from, and the run that is kept."""
+    from lib import predictions, report
+
+    for folder in (home, home / 'report', *([kept] if kept else [])):
+        files.sweep(folder)
+        if folder != home:
+            predictions.write(folder, oof, tests)
+    if kept:
+        files.write_json(kept / files.BLEND, found['blend'])
+    files.write_json(home / 'report' / 'scores.json', found)
+    if tests is None:
+        print('there are no test images, so there is nothing to submit')
+    else:
+        path, blend = home / 'submission.csv', found['blend']
+        files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
+        way = 'mix' if blend['mix'] else blend['how']
+        print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')
+    print(report.write(home))
 
 
 if __name__ == '__main__':

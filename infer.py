@@ -8,7 +8,7 @@ python infer.py --images DIR --out FILE.csv     # any other images, by all runs 
 from functools import partial
 from pathlib import Path
 
-from lib import cli, files, ranks
+from lib import cli, files, locks, ranks
 
 
 def main(
@@ -56,7 +56,6 @@ def main(
     folds_path, runs = Path(home, 'folds.csv'), files.runs(Path(home), only)
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import images as cache
     from lib import learner, loaders, model, tables
 
     ranks.start()
@@ -75,29 +74,30 @@ def main(
     if not ready:
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in ready:
-        config = files.read_config(run)
         plan = {'n_tta': n_tta, 'seed': seed, 'batch_size': batch_size}
         plan['weights_sha256'] = files.weight_hashes(run, folds)
-        plan['folds_sha256'] = config['folds_sha256']
+        plan['folds_sha256'] = files.read_config(run)['folds_sha256']
         plan['precision'] = ranks.first_does(partial(begun_in, run, plan, precision))
         if ranks.first_does(partial(finished, run, plan)):
             print(f'{run} is finished with these weights and flags')
         else:
-            model.about(config['arch'])  # before what another plan has made is deleted
-            used = table[~table.image_name.isin(files.skipped(run))].copy()
-            make = partial(cache.cache, used, Path(home), config['size'])
-            used['cached'] = ranks.first_does(make)
-            if plan['precision'] == 'auto':
-                plan['precision'] = find_precision(run, used, folds[0], batch_size, workers)
-            with files.Lock(run / '.lock') as lock:
-                ranks.first_does(partial(begin, run, plan, lock))
-                predict_run(run, used, folds, plan, workers, compile)
-        if not ranks.first_does(partial(finished, run, plan)):
-            units = [files.fold_lock(run, k) for k in folds] + [run / TEST_LOCK]
-            whose = ''.join(map(files.at_work, units)) or ' (another process was)'
-            print(f'{run}: not all is predicted yet{whose}; the same command ends it later')
-            continue
-        ranks.first_does(partial(summarize, run, table, n_tta, prior))
+            make(run, Path(home), table, folds, plan, workers, compile)
+        ranks.first_does(partial(summarize, run, table, folds, plan, prior))
+
+
+def make(run: Path, home: Path, table, folds: list[int], plan: dict, workers, compile) -> None:
+    """Have the images cached and the precision found, then predict what nobody else is at."""
+    from lib import images, model
+
+    config = files.read_config(run)
+    model.about(config['arch'])  # before what another plan has made is deleted
+    used = table[~table.image_name.isin(files.skipped(run))].copy()
+    used['cached'] = ranks.first_does(partial(images.cache, used, home, config['size']))
+    if plan['precision'] == 'auto':
+        plan['precision'] = find_precision(run, used, folds[0], plan['batch_size'], workers)
+    with locks.Lock(run / '.lock') as lock:
+        ranks.first_does(partial(begin, run, plan, lock))
+        predict_run(run, used, folds, plan, workers, compile)
 
 
 def is_ready(run: Path, folds: list[int], folds_path: Path) -> bool:
@@ -130,7 +130,7 @@ def finished(run: Path, plan: dict) -> bool:
     return all(p.exists() for p in made) and files.read_json(made[0]) == plan
 
 
-def begin(run: Path, plan: dict, lock: files.Lock) -> None:
+def begin(run: Path, plan: dict, lock: locks.Lock) -> None:
     """Make infer.json say what is being done, and delete what was predicted in another way.
 
     `lock` is the run's, shared by all who predict by one plan, and needed alone to change it.
@@ -190,7 +190,7 @@ def predict_run(run: Path, table, folds: list, plan: dict, workers, compile: boo
             files.write_csv(run / 'oof.csv', pd.concat(oofs))
 
     # what another process has finished meanwhile is no more
-    free = (lock for lock in files.share(missing()) if lock in missing())
+    free = (lock for lock in locks.share(missing()) if lock in missing())
     for lock in ranks.each(free):
         k, path = parts[lock]
         ranks.first_does(partial(files.sweep, path.parent, alone=k is not None))
@@ -229,11 +229,20 @@ def passes(run: Path, rows, folds: list, plan: dict, label: str, workers, compil
     return pd.DataFrame({'pred': pred, 'pred_plain': plain}, index=rows.index)
 
 
-def summarize(run: Path, table, n_tta: int, prior: float | None) -> None:
-    """Add `prob` to oof.csv and test.csv; print what the predictions are worth: scores.json."""
+def summarize(run: Path, table, folds: list[int], plan: dict, prior: float | None) -> None:
+    """Add `prob` to oof.csv and test.csv; print what the predictions are worth: scores.json.
+
+    Where another process is at a part, say so instead.
+    """
     from lib import probability, score
     from lib.tables import read_csv
 
+    if not finished(run, plan):
+        units = [files.fold_lock(run, k) for k in folds] + [run / TEST_LOCK]
+        whose = ''.join(map(locks.at_work, units)) or ' (another process was)'
+        print(f'{run}: not all is predicted yet{whose}; the same command ends it later')
+        return
+    n_tta = plan['n_tta']
     made = {'oof.csv': read_csv(run / 'oof.csv')}
     if (table.split == 'test').any():
         made['test.csv'] = read_csv(run / 'test.csv')
@@ -267,10 +276,10 @@ def predict_images(
     import numpy as np
     import pandas as pd
 
-    from lib import blending, images, probability
+    from lib import images, predictions, probability
 
     table = images.table_of(folder)
-    oofs = blending.read_oofs(runs, None)
+    oofs = predictions.read_oofs(runs, None)
     for run in runs:
         made = files.inferred(run, folds_of(run))
         if made != drawn['n_tta']:

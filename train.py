@@ -9,7 +9,7 @@ import time
 from functools import partial
 from pathlib import Path
 
-from lib import cli, files, ranks
+from lib import cli, files, locks, ranks
 
 
 def main(
@@ -65,22 +65,13 @@ def main(
         skip_bad: train without the images that cannot be read, and score without them.
     """
     flags = {k: v for k, v in locals().items() if k in DEFAULTS}
-    cli.at_least(64, size=size)
-    cli.at_least(1, epochs=epochs, batch_size=batch_size, accumulate=accumulate)
-    cli.at_least(0, lr_min=lr_min, lr_max=lr_max, wd=wd, neg_ratio=neg_ratio, seed=seed)
-    if not 0 < lr_min <= lr_max < 10:
-        raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {lr_min} and {lr_max}')
-    if size > files.MAX_SIZE:
-        raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {size}')
+    check(flags)
     cli.processes(workers)
-    if weights is not None and not pretrained:
-        raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
-
     if name:
         files.run_folder(Path(home), name)  # refused now, if it is no folder name
 
     # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import learner, loaders, model, splits, tables
+    from lib import learner, loaders, model
 
     ranks.start()
     if lr_find and ranks.WORLD > 1:
@@ -91,15 +82,10 @@ def main(
     best = learner.resolve(precision, device)
     how = {'workers': workers, 'compile': compile, 'train_in': best, 'predict_in': precision}
     table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
-    table = tables.read_folds(table_path)
-    table = table[table.split == 'train'].reset_index(drop=True)
-    table = table.astype({'fold': int, 'target': int})
-    splits.check(table.group, table.fold)
-    splits.check_classes(table.target, table.fold)
+    table = labelled(table_path)
     folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:
         raise cli.Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
-
     config = flags | model.about(arch) | {'folds_sha256': files.sha256(table_path)}
     if start:
         config |= {'weights': start.name, 'weights_sha256': files.sha256(start)}
@@ -132,10 +118,10 @@ def main(
         if k not in todo:
             print(f'{run}: fold {k} is finished')
             (run / f'fold{k}' / 'state.pt').unlink(missing_ok=True)  # of a kill at the very end
-    locks = {files.fold_lock(run, k): k for k in todo}
-    free = (lock for lock in files.share(locks) if files.unfinished(run, [locks[lock]]))
+    of_lock = {files.fold_lock(run, k): k for k in todo}
+    free = (lock for lock in locks.share(of_lock) if files.unfinished(run, [of_lock[lock]]))
     for lock in ranks.each(free):  # a fold that another process has finished meanwhile is no more
-        train_fold(lock.parent, locks[lock], table, config, start, how)
+        train_fold(lock.parent, of_lock[lock], table, config, start, how)
     ranks.first_does(partial(conclude, run, folds, table))
 
 
@@ -143,6 +129,32 @@ def main(
 # leaves in config.json
 PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'compile', 'skip_bad')
 DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
+
+
+def check(flags: dict) -> None:
+    """Raises: Stop where a flag is out of range, or two contradict each other."""
+    cli.at_least(64, size=flags['size'])
+    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'batch_size', 'accumulate')})
+    cli.at_least(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
+    low, high = flags['lr_min'], flags['lr_max']
+    if not 0 < low <= high < 10:
+        raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
+    if flags['size'] > files.MAX_SIZE:
+        raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {flags["size"]}')
+    if flags['weights'] is not None and not flags['pretrained']:
+        raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
+
+
+def labelled(path: Path):
+    """The labelled rows of folds.csv. Raises: Stop where its folds leak, or lack a class."""
+    from lib import splits, tables
+
+    table = tables.read_folds(path)
+    table = table[table.split == 'train'].reset_index(drop=True)
+    table = table.astype({'fold': int, 'target': int})
+    splits.check(table.group, table.fold)
+    splits.check_classes(table.target, table.fold)
+    return table
 
 
 def begun_in(run: Path, device) -> str | None:
@@ -174,7 +186,8 @@ def prepare(fold: int, table, config: dict, start: Path | None, how: dict):
     """The fold's Learner, from the same weights whatever ran before, and its callbacks."""
     from lib import model
     from lib.augment import recipe
-    from lib.learner import SeedEpoch, for_fold, seed_all
+    from lib.callbacks import SeedEpoch, seed_all
+    from lib.learner import for_fold
 
     seed_all(config['seed'], fold)
     net = model.create(config['arch'], config['size'], config['pretrained'], start)
@@ -197,9 +210,10 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
     from fastai.torch_core import to_np
 
     from lib import model
-    from lib.learner import History, Resume, StopOnNaN, distributed
+    from lib.callbacks import History, Resume, StopOnNaN
+    from lib.learner import distributed
+    from lib.pictures import draw_batch, draw_history
     from lib.predict import lowest, predict
-    from lib.report import draw_batch, draw_history
     from lib.tables import OOF_COLUMNS
 
     clock = time.perf_counter()
@@ -247,7 +261,7 @@ def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -
 def find_rates(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:
     """Print and draw the range test of a fold; the model is thrown away."""
     from lib.learner import range_test, suggest
-    from lib.report import draw_range_test
+    from lib.pictures import draw_range_test
 
     learn, cbs = prepare(fold, table, config, start, how)
     lrs, losses = range_test(learn, cbs, num_it=100 * config['accumulate'])

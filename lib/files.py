@@ -1,6 +1,5 @@
 """Files between the scripts: whole or not there, and a run that explains itself."""
 
-import errno
 import hashlib
 import json
 import math
@@ -9,9 +8,10 @@ import platform
 import re
 import socket
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -22,19 +22,13 @@ import pandas as pd
 
 from lib import ranks
 from lib.cli import Stop
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
+from lib.locks import Lock, at_work
 
 # What a config.json holds beside the flags, for the reader's sake: never compared
 INFORMATIVE = ('command',)
 BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
 BLEND_FLAGS = ('how', 'mix', 'runs', 'calibrate', 'prior')
 MAX_SIZE = 4096  # pixels a side
-# What file systems without locks answer
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
 
 @contextmanager
@@ -88,7 +82,7 @@ def sweep(folder: Path, alone: bool = False) -> None:
 
 def _lives(pid: int) -> bool:
     """Whether a process of this host is there."""
-    if fcntl is None:  # Windows, where os.kill would end it
+    if sys.platform == 'win32':  # where os.kill would end it
         return True
     try:
         os.kill(pid, 0)
@@ -97,86 +91,6 @@ def _lives(pid: int) -> bool:
     except PermissionError:  # somebody else's
         pass
     return True
-
-
-class Lock:
-    """A piece of work that one process at a time may do, for the length of a `with` block.
-
-    It is a POSIX record lock on the file `path`, which stays and names the last holder. The kernel
-    drops it when the process ends, in whatever way, so that a dead one never blocks; a process that
-    is only stopped or slow keeps it, which no heartbeat could promise. Forked workers do not
-    inherit it. Between machines it holds where the shared file system keeps such locks: NFS 4,
-    NFS 3 with lockd, Lustre mounted with flock, GPFS, CephFS. Where none are kept, and on Windows,
-    a line says so once, and every process gets every lock.
-    """
-
-    unsupported = False
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> 'Lock':
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        os.close(self.fd)
-
-    def take(self, shared: bool = False, wait: bool = False) -> bool:
-        """Whether the lock is this process's now; `wait` until it is.
-
-        Several may hold it `shared`, or one alone; taken again, it changes from one to the other.
-        """
-        try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, 'Windows has no such locks')
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.lockf(self.fd, kind if wait else kind | fcntl.LOCK_NB)
-        except OSError as e:
-            if e.errno in (errno.EACCES, errno.EAGAIN):
-                return False
-            if e.errno not in NO_LOCKS:
-                raise
-            if not Lock.unsupported:
-                print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
-            Lock.unsupported = True
-            return True
-        if not shared:
-            os.ftruncate(self.fd, 0)
-            os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
-        return True
-
-    def holder(self) -> str:
-        """Who took it alone last, such as 'process 12 on HOST'."""
-        name = os.pread(self.fd, 200, 0).decode(errors='replace').strip()
-        return name if name.isprintable() and name else 'another process'
-
-
-def share(paths: Iterable[Path]) -> Iterator[Path]:
-    """Those of the locks `paths` that no other process has, each held while the loop's body works.
-
-    What others have is asked for again after each piece, and left to them when nothing else is
-    left. A piece may have been finished by another process meanwhile: the body has to look.
-    """
-    left = list(paths)
-    while left:
-        for path in left:
-            with Lock(path) as lock:
-                if lock.take():
-                    yield path
-                    left.remove(path)
-                    break
-        else:
-            return
-
-
-def at_work(path: Path) -> str:
-    """Who holds the lock `path` alone, such as ' (process 12 on HOST is at it)'; '' if nobody."""
-    if not path.exists() or not os.access(path, os.W_OK):
-        return ''
-    with Lock(path) as lock:
-        return '' if lock.take(shared=True) else f' ({lock.holder()} is at it)'
 
 
 def write_text(path: Path, text: str) -> None:
@@ -293,19 +207,10 @@ def runs(home: Path, only: str | None = None) -> list[Path]:
 
     A folder without config.json is no run. Raises: Stop where there is none of these.
     """
-    found = {p.parent.name: p.parent for p in sorted(home.glob('runs/*/config.json'))}
-    if only is not None:
-        names = [name.strip() for name in only.split(',')]
-        if missing := [name for name in names if name not in found]:
-            have = ', '.join(found) or 'none'
-            raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
-        return [found[name] for name in dict.fromkeys(names)]
-    if not found:
-        raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
-    return list(found.values())
+    return _chosen(home, sorted(home.glob('runs/*/config.json')), only)
 
 
-def predicted(home: Path, only: Sequence[str] | None = None) -> list[Path]:
+def predicted(home: Path, only: str | None = None) -> list[Path]:
     """The folders under HOME/runs that take part in a blend, by name, or those named in `only`.
 
     A trained run has a config.json, a blend kept by --name a blend.json, anybody else's
@@ -313,16 +218,22 @@ def predicted(home: Path, only: Sequence[str] | None = None) -> list[Path]:
 
     Raises: Stop where there is none of these.
     """
-    found = {}
-    for folder in sorted((home / 'runs').glob('[!.]*')):
-        if any((folder / name).exists() for name in ('config.json', 'oof.csv', 'test.csv')):
-            found[folder.name] = folder
+    names = ('config.json', 'oof.csv', 'test.csv')
+    made = sorted(path for name in names for path in home.glob(f'runs/[!.]*/{name}'))
+    if only is None:
+        made = [path for path in made if not (path.parent / BLEND).exists()]
+    return _chosen(home, made, only)
+
+
+def _chosen(home: Path, made: Iterable[Path], only: str | None) -> list[Path]:
+    """The folders of the files `made`, or those of them that `only` names, each once."""
+    found = {path.parent.name: path.parent for path in made}
     if only is not None:
-        if missing := [name for name in only if name not in found]:
+        names = [name.strip() for name in only.split(',')]
+        if missing := [name for name in names if name not in found]:
             have = ', '.join(found) or 'none'
             raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
-        return [found[name] for name in dict.fromkeys(only)]
-    found = {name: folder for name, folder in found.items() if not (folder / BLEND).exists()}
+        return [found[name] for name in dict.fromkeys(names)]
     if not found:
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
     return list(found.values())

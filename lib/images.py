@@ -17,7 +17,8 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from lib.cli import Stop
-from lib.files import Lock, atomic, sweep
+from lib.files import atomic, sweep
+from lib.locks import Lock
 from lib.tables import FORMATS, SUFFIXES
 
 

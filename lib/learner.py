@@ -1,18 +1,13 @@
-"""The fastai Learner of the recipe: loss, optimizer, precision, callbacks, the range test."""
+"""The fastai Learner of the recipe: loss, optimizer, precision, processes, the range test."""
 
 import copy
 import ctypes
-import io
-import json
-import random
 import sys
 import tempfile
 import time
-import warnings
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,23 +16,18 @@ from fastai.vision.all import (
     AccumMetric,
     BCEWithLogitsLossFlat,
     Callback,
-    CancelBatchException,
-    CancelEpochException,
     DataLoaders,
     Learner,
     OptimWrapper,
     ProgressCallback,
     Transform,
-    find_bs,
-    get_model,
     noop,
-    rank_distrib,
 )
 from timm.layers import convert_sync_batchnorm
 from torch import nn
-from tqdm import tqdm
 
-from lib import files, ranks, score
+from lib import ranks, score
+from lib.callbacks import Accumulate, CPUMixed
 from lib.cli import Stop
 from lib.loaders import loader
 from lib.sampling import Downsample, monitored
@@ -191,208 +181,6 @@ def fastest(model: nn.Module, size: int, batch_size: int, device: torch.device) 
         return 'fp32'
     half = min([seconds(True) for _ in range(3)][1:])
     return 'bf16' if half < 0.85 * single else 'fp32'
-
-
-class CPUMixed(MixedPrecision):
-    """fastai's bf16, which is for CUDA alone, on the CPU."""
-
-    def __init__(self):
-        super().__init__(AMPMode.BF16)
-
-    def before_fit(self) -> None:
-        """Have the batches autocast for the CPU."""
-        super().before_fit()
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
-
-
-class Accumulate(Callback):
-    """One step of the optimizer for `n` batches, by the mean gradient of all their images.
-
-    An epoch's last group steps too, be it smaller; fastai's GradientAccumulation would carry it
-    into the next epoch.
-    """
-
-    order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
-
-    def __init__(self, n: int):
-        self.n = n
-
-    def before_train(self) -> None:
-        """Begin an epoch with no image counted."""
-        self.images = 0
-
-    def after_loss(self) -> None:
-        """Make the batch's gradient a sum over its images."""
-        self.learn.loss_grad = self.loss_grad * find_bs(self.yb)
-
-    def before_step(self) -> None:
-        """Go on to the next batch, or make the gradients means and let the step be made."""
-        self.images += find_bs(self.yb)
-        if (self.iter + 1) % self.n and self.iter + 1 < self.n_iter:
-            raise CancelBatchException()
-        for p in self.model.parameters():
-            if p.grad is not None:
-                p.grad /= self.images
-        self.images = 0
-
-
-def seed_all(*seed: int) -> None:
-    """Seed torch, numpy and Python from a row of whole numbers, such as (seed, fold, epoch)."""
-    state = np.random.SeedSequence(seed).generate_state(1)[0]
-    torch.manual_seed(int(state))
-    np.random.seed(state)
-    random.seed(int(state))
-
-
-class SeedEpoch(Callback):
-    """All that an epoch draws at random depends on (seed, fold, epoch), and on nothing before."""
-
-    def __init__(self, seed: int, fold: int):
-        self.seed, self.fold = seed, fold
-
-    def before_epoch(self) -> None:
-        """Seed the generators, the training loader's own too."""
-        # each of several processes augments its own images, so by its own draws
-        seed_all(self.seed, self.fold, self.epoch, *([ranks.RANK] if ranks.RANK else []))
-        self.dls.train.rng = random.Random(random.getrandbits(32))
-
-
-class StopOnNaN(Callback):
-    """Stop where the loss is NaN or infinite: every later weight would be."""
-
-    def __init__(self, fold: int):
-        self.fold = fold
-
-    def after_loss(self) -> None:
-        """Raises: Stop with fold, epoch and step."""
-        if not torch.isfinite(self.loss):
-            what = 'training' if self.training else 'scoring'
-            raise Stop(
-                f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '
-                f'{what} step {self.iter + 1}; try a smaller --lr_max (--lr_find shows which)'
-            )
-
-
-class History(Callback):
-    """One printed line an epoch, the same to a CSV file, and a bar with the time left.
-
-    The bar is drawn in a terminal only; in a log file there are only lines.
-    """
-
-    order = 60  # after Recorder has the epoch's figures
-
-    def __init__(self, path: Path, fold: int):
-        self.path, self.fold = path, fold
-
-    def before_fit(self) -> None:
-        """Start the bar: a tick a training batch, of all epochs."""
-        self.rows: list[dict[str, Any]] = []  # Resume puts those of an earlier start here
-        total = self.n_epoch * len(self.dls.train)
-        self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=ranks.SILENT)
-
-    def before_epoch(self) -> None:
-        """Start the epoch's clock."""
-        self.start = time.perf_counter()
-
-    def after_batch(self) -> None:
-        """Move the bar."""
-        if self.training:
-            self.bar.update()
-
-    def after_epoch(self) -> None:
-        """Print the epoch's line and write history.csv anew."""
-        if self.epoch < len(self.rows):  # skipped: it was trained at an earlier start
-            return
-        epoch, train_loss, valid_loss, auc = list(self.recorder.log)[:4]
-        row = {
-            'epoch': epoch + 1,
-            'train_loss': float(train_loss),
-            'valid_loss': float(valid_loss),
-            'auc': float(auc),
-            'lr': float(self.opt.hypers[-1]['lr']),
-            'seconds': time.perf_counter() - self.start,
-        }
-        self.rows.append(row)
-        header, lines = ','.join(row), [','.join(map(str, r.values())) for r in self.rows]
-        files.write_text(self.path, '\n'.join([header, *lines]) + '\n')
-        tqdm.write(
-            f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:.4f}  '
-            f'valid {row["valid_loss"]:.4f}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
-        )
-
-    def after_fit(self) -> None:
-        """Take the bar away."""
-        self.bar.close()
-
-
-class Resume(Callback):
-    """Save all that the next epoch needs at each epoch's end, and go on after the last one saved.
-
-    No random state is among it: SeedEpoch sets all that from (seed, fold, epoch). Nor are the
-    optimizer's hyperparameters: fit sets them. Needs History beside it, whose rows it keeps too.
-    """
-
-    order = 65  # after History has the epoch's row, before any Callback that need not be skipped
-
-    def __init__(self, path: Path, fold: int):
-        self.path, self.fold, self.found, self.done = path, fold, 0, 0  # epochs
-
-    def before_fit(self) -> None:
-        """Put back what is saved. Raises: Stop where it is broken, or of another model or fold."""
-        if not self.path.exists():
-            return
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of odd files, which are refused by a sentence
-                state = torch.load(self.path, map_location='cpu', weights_only=True)
-            if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
-                raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
-            rows = list(map(dict, json.loads(state['rows'])))
-            if len(rows) > self.n_epoch:
-                raise ValueError(f'it has {len(rows)} epochs')
-            count, value = int(state['smooth_loss'][0]), float(state['smooth_loss'][1])
-            get_model(self.model).load_state_dict(state['model'])
-            groups = self.opt.state_dict()['param_groups']
-            self.opt.load_state_dict({'state': state['opt'], 'param_groups': groups})
-        except OSError:
-            raise
-        except Exception as e:  # whatever unpickling and a foreign model's tensors may raise
-            reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-            raise Stop(
-                f'{self.path} is no state of this training ({reason}); delete it, and the fold '
-                'starts at its first epoch'
-            ) from None
-        self.found = self.done = len(rows)
-        tqdm.write(f'{self.path}: goes on after epoch {self.done} of {self.n_epoch}')
-        self.learn.history.rows = rows
-        smooth = self.recorder.smooth_loss
-        smooth.count, smooth.val = count, torch.tensor(value)
-        self.learn.history.bar.update(self.done * len(self.dls.train))
-
-    def before_epoch(self) -> None:
-        """Skip what is done."""
-        if self.epoch < self.found:
-            raise CancelEpochException
-
-    def after_epoch(self) -> None:
-        """Save, in the first process where there are several."""
-        if self.epoch < self.found:
-            return
-        smooth = self.recorder.smooth_loss
-        state = {  # tensors and Python's own types alone: all that weights_only reads
-            'fold': self.fold,
-            'epochs': self.n_epoch,
-            'model': get_model(self.model).state_dict(),
-            'opt': self.opt.state_dict()['state'],
-            'rows': json.dumps(self.learn.history.rows),
-            'smooth_loss': (smooth.count, float(smooth.val)),
-        }
-        if not rank_distrib():
-            buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
-            torch.save(state, buffer)
-            with files.atomic(self.path) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
-        self.done = self.epoch + 1
 
 
 def range_test(

@@ -11,8 +11,9 @@ from torch import nn
 from tqdm import tqdm
 
 from lib import ranks
+from lib.callbacks import seed_all
 from lib.cli import Stop
-from lib.learner import keep_memory, resolve, seed_all
+from lib.learner import keep_memory, resolve
 from lib.loaders import loader
 from lib.model import for_inference
 

@@ -1,4 +1,4 @@
-"""Pictures of training, and one page that shows what a blend knows, from saved files only."""
+"""One page that shows what a blend knows, from saved files only."""
 
 import base64
 import io
@@ -15,11 +15,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lib import files, images, probability, score, shortcuts
-from lib.files import atomic
+from lib.pictures import BLUE, RED
 from lib.tables import read_folds
 
 INK = '#010203'  # becomes the page's own colour of text, light or dark
-BLUE, RED = '#3f7fbf', '#d2603a'
 N_IMAGES = 8  # in each sheet
 SHEETS = (  # title, target, whether it was called a melanoma
     ('Melanomas, surest and right', 1, True),
@@ -39,63 +38,6 @@ STYLE = {
     'svg.hashsalt': 'report',  # the same page from the same files
     'text.parse_math': False,  # a run's name may hold a $
 }
-
-
-def draw_range_test(
-    path: Path, lrs: np.ndarray, losses: np.ndarray, lr_min: float, lr_max: float
-) -> None:
-    """Save a range test, loss over learning rate, with the two rates read off it, as PNG."""
-    figure = Figure(figsize=(8, 4.5), layout='constrained')
-    axes = figure.add_subplot()
-    axes.plot(lrs, losses, color=BLUE)
-    for rate, name, style in ((lr_min, 'lr_min', ':'), (lr_max, 'lr_max', '--')):
-        axes.axvline(rate, color=RED, linestyle=style, label=f'--{name} {rate:.1e}')
-    # the explosion at the end would flatten what is to be seen
-    low, high = losses.min(), losses[: max(2, len(losses) // 4)].max()
-    axes.set_ylim(low - 0.3 * (high - low), high + 1.5 * (high - low))
-    axes.set(xscale='log', xlabel='learning rate', ylabel='smoothed loss', title='LR range test')
-    axes.legend()
-    _save(figure, path)
-
-
-def draw_history(path: Path, history: pd.DataFrame) -> None:
-    """Save a fold's history.csv as PNG: the losses, the AUC and the learning rate by epoch."""
-    figure = Figure(figsize=(12, 3.6), layout='constrained')
-    loss, auc, lr = figure.subplots(1, 3)
-    loss.plot(history.epoch, history.train_loss, color=BLUE, marker='.', label='training')
-    loss.plot(history.epoch, history.valid_loss, color=RED, marker='.', label='held out')
-    loss.legend()
-    auc.plot(history.epoch, history.auc, color=RED, marker='.')
-    lr.plot(history.epoch, history.lr, color=BLUE, marker='.')
-    for axes, title in ((loss, 'loss'), (auc, 'AUC, held out'), (lr, 'learning rate at the end')):
-        axes.set(title=title, xlabel='epoch')
-        axes.xaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
-
-
-def draw_batch(
-    path: Path, x: np.ndarray, y: np.ndarray, mean: Sequence[float], std: Sequence[float]
-) -> None:
-    """Save the first images of a training batch as the model sees them, as PNG.
-
-    `x`: (B, 3, H, W) float, augmented and normalized with `mean` and `std`; `y`: (B,) 0/1.
-    """
-    n = min(len(x), 16)
-    columns = min(n, 8)
-    figure = Figure(figsize=(1.8 * columns, 2 * -(-n // columns)), layout='constrained')
-    grid = np.ravel(figure.subplots(-(-n // columns), columns, squeeze=False))
-    for axes in grid:
-        axes.axis('off')
-    shown = np.clip(np.moveaxis(x, 1, 3) * std + mean, 0, 1)
-    for axes, image, target in zip(grid, shown[:n], y, strict=False):
-        axes.imshow(image)
-        axes.set_title('melanoma' if target else 'benign', fontsize=9)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=120)
 
 
 def write(home: Path) -> str:

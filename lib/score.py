@@ -89,8 +89,7 @@ def bootstrap(
     code, names = pd.factorize(np.asarray(group), sort=True)  # the same draws in any row order
     sorted_ = []
     for pred in preds:
-        order = np.argsort(pred, kind='stable')
-        starts = np.flatnonzero(np.r_[True, np.diff(np.asarray(pred)[order]) != 0])  # of ties
+        order, starts = _sorted(np.asarray(pred))
         sorted_.append((code[order], np.asarray(target)[order].astype(float), starts))
     rng = np.random.default_rng(seed)
     draws = np.full((N_DRAWS, len(preds), len(MEASURES)), np.nan)
@@ -106,6 +105,12 @@ def bootstrap(
                 negative = np.add.reduceat(negative, starts)
             draw[column] = measured(positive, negative)
     return draws
+
+
+def _sorted(pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of `pred` (n,) in ascending order, and where each new score begins among them."""
+    order = np.argsort(pred, kind='stable')
+    return order, np.flatnonzero(np.r_[True, np.diff(pred[order]) != 0])
 
 
 def interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, None]:
@@ -136,8 +141,8 @@ def _part(oof: pd.DataFrame, pred: str, seed: int = 0) -> tuple[dict[str, Any], 
     nothing = np.full(N_DRAWS, np.nan)
     if len(np.unique(target)) < 2:
         return found | {'note': 'one class only, so that nothing can be ranked'}, nothing
-    starts = np.flatnonzero(np.r_[True, np.diff(np.sort(scores)) != 0])
-    ordered = target[np.argsort(scores, kind='stable')].astype(float)
+    order, starts = _sorted(scores)
+    ordered = target[order].astype(float)
     values = measured(np.add.reduceat(ordered, starts), np.add.reduceat(1 - ordered, starts))
     if found['groups'] < 2:
         found['note'] = 'a single patient, so that there is no interval'

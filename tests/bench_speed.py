@@ -419,7 +419,8 @@ def fast_epoch(o: dict) -> tuple[Step, Callable[[], str]]:
     import torch
 
     from lib.augment import recipe
-    from lib.learner import SeedEpoch, fastest, for_fold
+    from lib.callbacks import SeedEpoch
+    from lib.learner import fastest, for_fold
 
     held_out, table = epoch_table(o)
     net, tfms = lite0(o), recipe((0.5,) * 3, (0.5,) * 3)
@@ -448,7 +449,8 @@ def agreement(net, rows) -> str:
 
     from lib import model
     from lib.augment import recipe
-    from lib.learner import resolve, seed_all
+    from lib.callbacks import seed_all
+    from lib.learner import resolve
     from lib.predict import lowest, predict
 
     half = ((0.5,) * 3, (0.5,) * 3)

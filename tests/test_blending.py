@@ -8,7 +8,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, score
+from lib import blending, predictions, score
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
@@ -28,7 +28,7 @@ def labelled():
 
 
 def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
-    runs = blending.read_oofs([write(tmp_path / 'run')], labelled)
+    runs = predictions.read_oofs([write(tmp_path / 'run')], labelled)
     assert runs.rows.image_name.tolist() == list('abcd')
     assert runs.preds[:, 0].tolist() == [0.1, 0.9, 0.2, 0.7]
     assert runs.rows.group.tolist() == list('wxyz') and runs.left_out == 0
@@ -50,7 +50,7 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
 )
 def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
     with pytest.raises(Stop, match=says) as stopped:
-        blending.read_oofs([write(tmp_path / 'run', **changes)], labelled)
+        predictions.read_oofs([write(tmp_path / 'run', **changes)], labelled)
     assert str(tmp_path / 'run' / 'oof.csv') in str(stopped.value)
 
 
@@ -60,10 +60,10 @@ def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labell
 )
 def test_a_run_trained_here_must_hold_just_the_rows_of_folds_csv(changes, says, tmp_path, labelled):
     run = write(tmp_path / 'run', **changes)
-    blending.read_oofs([run], labelled)  # anybody's may differ
+    predictions.read_oofs([run], labelled)  # anybody's may differ
     (run / 'config.json').write_text('{}')
     with pytest.raises(Stop, match=says):
-        blending.read_oofs([run], labelled)
+        predictions.read_oofs([run], labelled)
 
 
 def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
@@ -71,13 +71,13 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
     theirs = write(
         tmp_path / 'theirs', image_name=list('dxba'), target=[1, 0, 1, 0], fold=[3, 3, 4, 4]
     )
-    runs = blending.read_oofs([ours, theirs], labelled)
+    runs = predictions.read_oofs([ours, theirs], labelled)
     assert runs.rows.image_name.tolist() == ['a', 'b', 'd'] and runs.left_out == 2
     assert runs.preds[:, 1].tolist() == [0.7, 0.2, 0.1]
     assert runs.folds.tolist() == [[0, 4], [0, 4], [1, 3]]
     with pytest.raises(Stop, match='no labelled image in common'):
         other = write(tmp_path / 'other', image_name=list('pqrs'))
-        blending.read_oofs([ours, other], labelled)
+        predictions.read_oofs([ours, other], labelled)
 
 
 def test_without_folds_csv_patients_are_the_groups_and_folds_are_drawn(tmp_path):
@@ -92,17 +92,17 @@ def test_without_folds_csv_patients_are_the_groups_and_folds_are_drawn(tmp_path)
     )
     (tmp_path / 'a').mkdir()
     table.to_csv(tmp_path / 'a' / 'oof.csv', index=False)
-    runs = blending.read_oofs([tmp_path / 'a'], None)
+    runs = predictions.read_oofs([tmp_path / 'a'], None)
     assert runs.rows.group.tolist()[:5] == ['i0', 'i1', 'i2', 'i3', 'p1']
     # what one run does not know, another may
     (tmp_path / 'b').mkdir()
     table.drop(columns='patient_id').to_csv(tmp_path / 'b' / 'oof.csv', index=False)
-    both = blending.read_oofs([tmp_path / 'b', tmp_path / 'a'], None)
+    both = predictions.read_oofs([tmp_path / 'b', tmp_path / 'a'], None)
     assert both.rows.group.tolist() == runs.rows.group.tolist()
     # folds that part a patient are not fitted across
     leaky = table.assign(fold=range(n)).assign(fold=lambda t: t.fold % 2)
     leaky.to_csv(tmp_path / 'b' / 'oof.csv', index=False)
-    parted = blending.read_oofs([tmp_path / 'b'], None)
+    parted = predictions.read_oofs([tmp_path / 'b'], None)
     assert (parted.rows.groupby('group').fold.nunique() == 1).all()
     assert parted.folds[:, 0].tolist() == leaky.fold.tolist()  # ranks are the model's own
     assert sorted(set(runs.rows.fold)) == [0, 1, 2, 3, 4]
@@ -116,18 +116,18 @@ def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
     submission = write(tmp_path / 'b', 'test.csv', pred=pred) / 'test.csv'
     text = submission.read_text().replace('target', 'x').replace('pred', 'target')
     submission.write_text(text)  # as Kaggle has it
-    tests = blending.read_tests([tmp_path / 'a', tmp_path / 'b'], ROWS)
+    tests = predictions.read_tests([tmp_path / 'a', tmp_path / 'b'], ROWS)
     assert tests.index.tolist() == list('abcd')
     assert tests.a.tolist() == pred == tests.b.tolist()
     write(tmp_path / 'b', 'test.csv', image_name=list('abcx'))
     with pytest.raises(Stop, match='2 are in one of them only, such as d'):
-        blending.read_tests([tmp_path / 'a', tmp_path / 'b'], None)
-    assert blending.read_tests([tmp_path], None) is None
+        predictions.read_tests([tmp_path / 'a', tmp_path / 'b'], None)
+    assert predictions.read_tests([tmp_path], None) is None
     with pytest.raises(Stop, match=r'test\.csv is missing'):
-        blending.read_tests([tmp_path / 'a', tmp_path], None)
+        predictions.read_tests([tmp_path / 'a', tmp_path], None)
 
 
-def three_runs(n=3000, seed=0) -> blending.Together:
+def three_runs(n=3000, seed=0) -> predictions.Together:
     """Two runs that know different things, and one that is the first with noise."""
     rng = np.random.default_rng(seed)
     target = (rng.random(n) < 0.1).astype(int)
@@ -136,7 +136,7 @@ def three_runs(n=3000, seed=0) -> blending.Together:
     c = a + rng.normal(0, 2, size=n)
     preds = 1 / (1 + np.exp(-np.column_stack([a, b, c])))
     rows = pd.DataFrame({'target': target, 'fold': fold, 'group': range(n), 'source': 'x'})
-    return blending.Together(rows, list('abc'), preds, np.column_stack([fold] * 3), 0)
+    return predictions.Together(rows, list('abc'), preds, np.column_stack([fold] * 3), 0)
 
 
 def auc(runs, pred):
@@ -156,7 +156,7 @@ def test_the_mean_is_plain():
 
 def test_ranks_are_within_fold_for_oof_and_among_themselves_for_test():
     runs = three_runs()
-    high = blending.Together(runs.rows, runs.names, runs.preds.copy(), runs.folds, 0)
+    high = predictions.Together(runs.rows, runs.names, runs.preds.copy(), runs.folds, 0)
     high.preds[runs.rows.fold == 2] = 0.9 + high.preds[runs.rows.fold == 2] / 10
     a, of_test = blending.blend('rank', runs, 3)
     b, _ = blending.blend('rank', high, 3)

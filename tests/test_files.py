@@ -9,7 +9,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-from lib import files
+from lib import files, locks
 from lib.cli import Stop
 
 DEFAULTS = {'arch': 'efficientnet_b5', 'pretrained': True, 'size': 512, 'cutout': False}
@@ -135,7 +135,7 @@ def test_a_temporary_file_bears_the_name_that_sweep_knows(host, tmp_path, monkey
 HOLDER = """
 import sys, time
 from pathlib import Path
-from lib.files import Lock
+from lib.locks import Lock
 with Lock(Path(sys.argv[1])) as lock:
     print(lock.take(shared=len(sys.argv) > 2), flush=True)
     time.sleep(600)
@@ -154,25 +154,25 @@ def test_work_that_another_process_does_is_left_to_it_until_it_is_killed(tmp_pat
     paths = [tmp_path / f'fold{k}' / '.lock' for k in range(3)]
     process = hold(paths[0])
     try:
-        assert list(files.share(paths)) == paths[1:]
+        assert list(locks.share(paths)) == paths[1:]
         holder = f'process {process.pid} on {socket.gethostname()}'
-        assert files.at_work(paths[0]) == f' ({holder} is at it)'
-        assert [files.at_work(p) for p in (paths[1], tmp_path / 'absent')] == ['', '']
+        assert locks.at_work(paths[0]) == f' ({holder} is at it)'
+        assert [locks.at_work(p) for p in (paths[1], tmp_path / 'absent')] == ['', '']
     finally:
         process.kill()
         process.wait()
-    assert list(files.share(paths)) == paths  # the kernel drops a dead process's lock
+    assert list(locks.share(paths)) == paths  # the kernel drops a dead process's lock
 
 
 def test_a_lock_is_shared_by_many_or_had_alone(tmp_path):
     process = hold(tmp_path / '.lock', 'shared')
     try:
-        with files.Lock(tmp_path / '.lock') as lock:
+        with locks.Lock(tmp_path / '.lock') as lock:
             assert not lock.take() and lock.take(shared=True)
     finally:
         process.kill()
         process.wait()
-    with files.Lock(tmp_path / '.lock') as lock:
+    with locks.Lock(tmp_path / '.lock') as lock:
         assert lock.take(shared=True) and lock.take()  # it changes from one to the other
 
 
@@ -182,10 +182,10 @@ def test_a_file_system_without_locks_is_told_and_does_not_stop_the_work(
     def refuse(fd, kind):
         raise OSError(95, 'Operation not supported')
 
-    monkeypatch.setattr(files.fcntl, 'lockf', refuse)
-    monkeypatch.setattr(files.Lock, 'unsupported', False)
+    monkeypatch.setattr(locks.fcntl, 'lockf', refuse)
+    monkeypatch.setattr(locks.Lock, 'unsupported', False)
     paths = [tmp_path / 'a', tmp_path / 'b']
-    assert list(files.share(paths)) == paths
+    assert list(locks.share(paths)) == paths
     assert capsys.readouterr().out.count('start no second process') == 1
     half = tmp_path / '.a.other-1.part'
     half.write_text('perhaps still being written')

@@ -150,7 +150,7 @@ def test_a_second_process_waits_for_the_cache_and_sweeps_what_a_killed_one_left(
     half.parent.mkdir(parents=True)
     half.write_text('half')
     holder = (
-        'import sys, time; from pathlib import Path; from lib.files import Lock\n'
+        'import sys, time; from pathlib import Path; from lib.locks import Lock\n'
         'with Lock(Path(sys.argv[1])) as lock:\n'
         '    print(lock.take(), flush=True); sys.stdin.read()'
     )

@@ -14,21 +14,9 @@ from sklearn.metrics import roc_auc_score
 
 from lib import model
 from lib.augment import Augment, recipe
+from lib.callbacks import Accumulate, History, Resume, SeedEpoch, StopOnNaN, seed_all
 from lib.cli import Stop
-from lib.learner import (
-    Accumulate,
-    History,
-    Resume,
-    SeedEpoch,
-    StopOnNaN,
-    fastest,
-    for_fold,
-    learner,
-    range_test,
-    resolve,
-    seed_all,
-    suggest,
-)
+from lib.learner import fastest, for_fold, learner, range_test, resolve, suggest
 from lib.loaders import loader
 
 STATS = ((0.5,) * 3, (0.5,) * 3)

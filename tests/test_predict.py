@@ -8,8 +8,9 @@ from PIL import Image
 
 from lib import model, ranks
 from lib.augment import recipe
+from lib.callbacks import seed_all
 from lib.cli import Stop
-from lib.learner import learner, seed_all
+from lib.learner import learner
 from lib.loaders import loader
 from lib.predict import lowest, predict
 
