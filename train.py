@@ -1,291 +1,121 @@
-"""Train one model, a fold after the other, by the recipe.
+"""Train one model, fold after fold. The same command goes on where it stopped.
 
 python train.py --size 512 --cutout           # efficientnet_b5, five folds
 python train.py --arch resnet18 --size 224    # a quick baseline
-python train.py --lr_find                     # the range test; trains nothing
+python train.py --lr_find                     # the range test on the first fold; trains nothing
 """
 
-import time
-from functools import partial
 from pathlib import Path
 
-from lib import cli, files, locks, ranks
+import lib  # a module of lib is imported when it is first used
+from lib import cli
 
 
 def main(
     *,
-    home: str = '.',
-    name: str | None = None,
-    arch: str = 'efficientnet_b5',
-    pretrained: bool = True,
-    weights: str | None = None,
-    size: int = 512,
-    cutout: bool = False,
-    epochs: int = 20,
-    batch_size: int = 8,
-    accumulate: int = 1,
-    lr_min: float = 5e-6,
-    lr_max: float = 2e-4,
-    wd: float = 0.1,
-    neg_ratio: float = 1.0,
-    seed: int = 0,
-    fold: int | None = None,
-    lr_find: bool = False,
-    workers: int | None = None,
-    precision: str = 'auto',
-    compile: bool = False,
-    skip_bad: bool = False,
+    home: str = '.',  # folder of folds.csv, of the cache of resized images, and of the runs
+    name: str | None = None,  # the run's name; by default the flags that differ from their defaults
+    arch: str = 'efficientnet_b5',  # any timm architecture
+    pretrained: bool = True,  # start from ImageNet weights, fetched once; --nopretrained: at random
+    weights: str | None = None,  # a local safetensors file of the architecture's weights instead
+    size: int = 512,  # side of the square images, in pixels
+    cutout: bool = False,  # erase a random rectangle of half of the training images
+    epochs: int = 20,  # passes over the melanomas
+    batch_size: int = 8,  # images a batch, of all processes together; the fewer, the less memory
+    accumulate: int = 1,  # batches a step of the optimizer; 4 of 2 images train much like one of 8
+    lr_min: float = 5e-6,  # learning rate at the start and the end of one-cycle
+    lr_max: float = 2e-4,  # learning rate at its peak, after a quarter of the steps
+    wd: float = 0.1,  # AdamW's weight decay
+    neg_ratio: float = 1.0,  # benign images an epoch for each melanoma, others each epoch; 0: all
+    seed: int = 0,  # of everything drawn at random; another seed trains a twin
+    fold: int | None = None,  # train this fold only, so that folds can be spread over machines
+    lr_find: bool = False,  # only suggest --lr_min and --lr_max, and draw what they are read from
+    workers: int | None = None,  # processes that read images; by default one a core beside a GPU
+    precision: str = 'auto',  # fp32, bf16 or fp16; by default a half one on a GPU, else fp32
+    skip_bad: bool = False,  # train without the images that cannot be read, and score without them
 ) -> None:
     """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
 
-    The same command goes on where it stopped, at the last whole epoch; given twice at a time, its
-    processes share out the folds.
-
-    Args:
-        home: folder of folds.csv, of the cache of resized images, and of the runs.
-        name: the run's name; by default the flags that differ from their defaults.
-        arch: any timm architecture.
-        pretrained: start from ImageNet weights, fetched once; --nopretrained starts at random.
-        weights: a local safetensors file of the architecture's weights instead.
-        size: side of the square images, in pixels.
-        cutout: erase a random rectangle of half of the training images.
-        epochs: passes over the melanomas.
-        batch_size: images a batch, of all processes together; the fewer, the less memory.
-        accumulate: batches a step of the optimizer; 4 of 2 images train much like one of 8.
-        lr_min: learning rate at the start and the end of one-cycle.
-        lr_max: learning rate at its peak, after a quarter of the steps.
-        wd: AdamW's weight decay.
-        neg_ratio: benign images an epoch for each melanoma, others each epoch; 0 takes all.
-        seed: of everything drawn at random; another seed trains a twin.
-        fold: train this fold only, so that folds can be spread over machines.
-        lr_find: only suggest --lr_min and --lr_max by a range test on the first fold, and draw it.
-        workers: processes that read images; by default one a core beside a GPU, else none.
-        precision: fp32, bf16 or fp16; by default what the device is fastest in.
-        compile: torch.compile the model first; takes minutes, pays in a long training on a GPU.
-        skip_bad: train without the images that cannot be read, and score without them.
+    Typed twice at a time, the command's two processes share out the folds.
     """
-    flags = {k: v for k, v in locals().items() if k in DEFAULTS}
-    check(flags)
-    cli.processes(workers)
-    if name:
-        files.run_folder(Path(home), name)  # refused now, if it is no folder name
-
-    # here, not above: --help and a misspelt flag need none of it, and it takes seconds
-    from lib import learner, loaders, model
-
-    ranks.start()
-    if lr_find and ranks.WORLD > 1:
-        raise cli.Stop('--lr_find runs in one process; start it without a launcher')
-    device = loaders.default_device()
-    if compile:
-        model.check_compiler()
-    best = learner.resolve(precision, device)
-    how = {'workers': workers, 'compile': compile, 'train_in': best, 'predict_in': precision}
-    table_path, start = Path(home, 'folds.csv'), weights and Path(weights)
-    table = labelled(table_path)
+    flags, defaults = dict(locals()), main.__kwdefaults__
+    lib.config.check(flags)
+    home, weights = Path(home), weights and Path(weights)
+    precision = lib.speed.training_precision(precision, lib.data.device())
+    table = lib.tables.read_labelled(home / 'folds.csv')  # refused if a patient is in two folds
     folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:
         raise cli.Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
-    config = flags | model.about(arch) | {'folds_sha256': files.sha256(table_path)}
-    if start:
-        config |= {'weights': start.name, 'weights_sha256': files.sha256(start)}
-    name = name or files.run_name({k: config[k] for k in DEFAULTS}, DEFAULTS)
-    run = files.run_folder(Path(home), name)
     wanted = folds if fold is None else [fold]
-    todo = ranks.first_does(partial(files.unfinished, run, wanted))
-    if todo or lr_find:
-        net = model.create(arch, size, pretrained, start)  # weights not to be had end it here
-        if precision == 'auto':
-            batch = (net, size, -(-batch_size // ranks.WORLD), device)
-            how['train_in'] = ranks.first_does(
-                lambda: begun_in(run, device) or learner.fastest(*batch)
-            )
-    if skipped := ranks.first_does(partial(files.skipped, run)):
-        config['skipped'] = skipped
-    if not lr_find:
-        files.check_same(run, config, DEFAULTS)
-    if todo or lr_find:
-        open_images = partial(with_images, table, run, Path(home), size, skip_bad)
-        table, skipped = ranks.first_does(open_images)
+
+    run, config = lib.config.of_flags(home, flags, defaults, lib.model.about(arch))
+    if lr_find or run.unfinished(wanted):
+        lib.model.create(arch, size, pretrained, weights)  # weights not to be had end it here
+        skip_bad = skip_bad and not run.is_trained_here  # the same images are left out to the end
+        table, config['skipped'] = lib.images.readable(table, home, size, run.skipped, skip_bad)
     if lr_find:
-        return find_rates(run / f'fold{folds[0]}', folds[0], table, config, start, how)
-    typed = flags | {'home': home, 'name': name, 'skip_bad': skip_bad}
-    config['command'] = cli.command('train.py', typed, main.__kwdefaults__)
-    config |= {'skipped': skipped} if skipped else {}
-    ranks.first_does(partial(files.claim_run, run, config, DEFAULTS))
-
-    for k in wanted:
-        if k not in todo:
-            print(f'{run}: fold {k} is finished')
-            (run / f'fold{k}' / 'state.pt').unlink(missing_ok=True)  # of a kill at the very end
-    of_lock = {files.fold_lock(run, k): k for k in todo}
-    free = (lock for lock in locks.share(of_lock) if files.unfinished(run, [of_lock[lock]]))
-    for lock in ranks.each(free):  # a fold that another process has finished meanwhile is no more
-        train_fold(lock.parent, of_lock[lock], table, config, start, how)
-    ranks.first_does(partial(conclude, run, folds, table))
+        return find_rates(run.fold(folds[0]), folds[0], table, config, weights, workers, precision)
+    run.begin(config, defaults)
+    for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
+        train_fold(run, k, table, config, weights, workers, precision)
+    if run.unfinished(folds):
+        return print(run.training_note(folds))
+    oof = run.read_oof(folds)[['image_name', 'pred_plain']]
+    lib.scores.report(run, table.merge(oof, on='image_name'), ['pred_plain'])
 
 
-# Flags that say where and how, not what; --skip_bad changes a result by the list of images that it
-# leaves in config.json
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'compile', 'skip_bad')
-DEFAULTS = {flag: value for flag, value in main.__kwdefaults__.items() if flag not in PLACES}
+def make_learner(k: int, table, config: dict, weights, workers, precision: str):
+    """Fold k's Learner, and the callbacks that hold for it alone."""
+    lib.callbacks.seed_all(config['seed'], k)  # the same start, whatever ran before
+    net = lib.model.create(config['arch'], config['size'], config['pretrained'], weights)
+    tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
+    options = (config[flag] for flag in ('batch_size', 'neg_ratio', 'seed'))
+    dls, downsample = lib.data.of_fold(table, k, tfms, *options, workers)
+    learn = lib.learner.learner(dls, net, config['wd'], precision, config['accumulate'])
+    return learn, [downsample, lib.callbacks.SeedEpoch(config['seed'], k)]
 
 
-def check(flags: dict) -> None:
-    """Raises: Stop where a flag is out of range, or two contradict each other."""
-    cli.at_least(64, size=flags['size'])
-    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'batch_size', 'accumulate')})
-    cli.at_least(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
-    low, high = flags['lr_min'], flags['lr_max']
-    if not 0 < low <= high < 10:
-        raise cli.Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
-    if flags['size'] > files.MAX_SIZE:
-        raise cli.Stop(f'--size must be {files.MAX_SIZE} or less, not {flags["size"]}')
-    if flags['weights'] is not None and not flags['pretrained']:
-        raise cli.Stop('--weights and --nopretrained contradict each other; leave one out')
-
-
-def labelled(path: Path):
-    """The labelled rows of folds.csv. Raises: Stop where its folds leak, or lack a class."""
-    from lib import splits, tables
-
-    table = tables.read_folds(path)
-    table = table[table.split == 'train'].reset_index(drop=True)
-    table = table.astype({'fold': int, 'target': int})
-    splits.check(table.group, table.fold)
-    splits.check_classes(table.target, table.fold)
-    return table
-
-
-def begun_in(run: Path, device) -> str | None:
-    """The precision that the run's folds were begun in on such a device, if one was."""
-    begun = [files.read_json(path) for path in sorted(run.glob('fold*/run.json'))]
-    return next((a.get('precision') for a in begun if a.get('device') == str(device)), None)
-
-
-def with_images(table, run: Path, home: Path, size: int, skip_bad: bool):
-    """`table` with `cached`, less the images that the run goes without, and the names of those.
-
-    They are found when the run begins, and stay the same for all its folds and its predictions.
-    """
-    from lib import images, splits
-
-    skipped, folds = files.skipped(run), set(table.fold)
-    table = table[~table.image_name.isin(skipped)]
-    new = not (run / 'config.json').exists()
-    table = table.assign(cached=images.cache(table, home, size, skip_bad and new))
-    skipped = skipped + table.image_name[table.cached.isna()].tolist()
-    table = table[table.cached.notna()].reset_index(drop=True)
-    if set(table.fold) != folds:
-        raise cli.Stop('a fold is left without an image that can be read; mend some of them')
-    splits.check_classes(table.target, table.fold)
-    return table, skipped
-
-
-def prepare(fold: int, table, config: dict, start: Path | None, how: dict):
-    """The fold's Learner, from the same weights whatever ran before, and its callbacks."""
-    from lib import model
-    from lib.augment import recipe
-    from lib.callbacks import SeedEpoch, seed_all
-    from lib.learner import for_fold
-
-    seed_all(config['seed'], fold)
-    net = model.create(config['arch'], config['size'], config['pretrained'], start)
-    learn, sampler = for_fold(
-        table.cached.to_numpy(),
-        table.target.to_numpy(),
-        (table.fold == fold).to_numpy(),
-        model.compile(net) if how['compile'] else net,
-        recipe(config['mean'], config['std'], config['cutout']),
-        **{k: config[k] for k in ('batch_size', 'accumulate', 'neg_ratio', 'wd', 'seed')},
-        workers=how['workers'],
-        precision=how['train_in'],
-    )
-    return learn, [sampler, SeedEpoch(config['seed'], fold)]
-
-
-def train_fold(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:
-    """Train on the other folds and score this one: all that lies in `folder`, oof.csv last."""
-    import pandas as pd
-    from fastai.torch_core import to_np
-
-    from lib import model
-    from lib.callbacks import History, Resume, StopOnNaN
-    from lib.learner import distributed
-    from lib.pictures import draw_batch, draw_history
-    from lib.predict import lowest, predict
-    from lib.tables import OOF_COLUMNS
-
-    clock = time.perf_counter()
-    ranks.first_does(partial(files.sweep, folder, alone=True))
-    learn, cbs = prepare(fold, table, config, start, how)
+def train_fold(run, k: int, table, config: dict, weights, workers, precision: str) -> None:
+    """Train on the other folds, and score this one."""
+    folder = run.fold(k)
+    learn, callbacks = make_learner(k, table, config, weights, workers, precision)
     device = learn.dls.device
-    about = files.environment(str(device)) | {'processes': ranks.WORLD}
-    about['precision'] = how['train_in']
-    if not (folder / 'run.json').exists():  # for a fold that is killed; the end writes it anew
-        files.write_json(folder / 'run.json', about)
-    each = f' in {ranks.WORLD} processes' if ranks.WORLD > 1 else ''
-    n, precision = learn.dls.train.n, how['train_in']
-    print(f'{folder}: {n} images an epoch, on {device} in {precision}{each}')
-    x, y = learn.dls.train.one_batch()
-    draw_batch(folder / 'batch.png', to_np(x), to_np(y), config['mean'], config['std'])
-    div = config['lr_max'] / config['lr_min']
-    history, resume = History(folder / 'history.csv', fold), Resume(folder / 'state.pt', fold)
-    cbs += [StopOnNaN(fold), history, resume]
-    try:
-        with distributed(learn):
-            learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
-    except KeyboardInterrupt:
-        kept = f'{resume.done} of {config["epochs"]} epochs of {folder}, and what was finished'
-        raise KeyboardInterrupt(kept) from None
-    draw_history(folder / 'history.png', pd.DataFrame(history.rows))
-    model.save(learn.model, folder / model.WEIGHTS)
+    print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision}')
+    batch = learn.dls.train.one_batch()
+    lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
+    history = lib.callbacks.History(folder / 'history.csv', k)
+    resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # at each epoch's end
+    callbacks += [lib.callbacks.StopOnNaN(k), history, resume]
 
-    # the last epoch's weights, and the whole fold once: the best epoch on it would flatter
-    oof = table[table.fold == fold]
-    tfms = list(learn.dls.valid.after_batch.fs)
-    net, size, paths = learn.model, config['size'], oof.cached
-    batch_size, workers, precision = 4 * config['batch_size'], how['workers'], how['predict_in']
-    if precision == 'auto':
-        precision = lowest(net, size, paths, tfms, batch_size, workers)
-    net = model.for_inference(net, size, precision)
-    pred = predict([net], paths, tfms, batch_size, workers=workers, label='score')[1]
-    about['scored_in'] = precision
-    before = sum(row['seconds'] for row in history.rows[: resume.found])
-    seconds = round(time.perf_counter() - clock + before, 1)
-    files.write_json(folder / 'run.json', about | {'seconds': seconds})
-    files.write_csv(folder / 'oof.csv', oof[OOF_COLUMNS].assign(pred_plain=pred))  # last: finished
-    ranks.first_does(partial(resume.path.unlink, missing_ok=True))
+    epochs, lr_max, lr_min = (config[flag] for flag in ('epochs', 'lr_max', 'lr_min'))
+    div = lr_max / lr_min
+    with lib.learner.distributed(learn):  # in all processes of a launcher, if there is one
+        learn.fit_one_cycle(epochs, lr_max, div=div, div_final=div, cbs=callbacks)
+    lib.model.save(learn.model, folder / lib.model.WEIGHTS)
+    lib.pictures.draw_history(folder / 'history.png', history.rows)
+
+    # Score the last epoch. Choosing the best epoch on this fold would overstate its AUC.
+    held_out = table[table.fold == k]
+    tfms = lib.augment.recipe(config['mean'], config['std'])
+    dls = lib.data.of_rows(held_out, tfms, 4 * config['batch_size'], workers)
+    scored_in = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
+    net = lib.model.Probability(learn.model, dls.valid.bs, scored_in)
+    pred, _ = lib.tta.predictor(dls, net, label='score').get_preds()
+    pred = lib.tta.checked(pred, str(folder))
+    about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}
+    run.finish(k, held_out, pred, lib.config.environment(device) | about)
 
 
-def find_rates(folder: Path, fold: int, table, config: dict, start, how: dict) -> None:
-    """Print and draw the range test of a fold; the model is thrown away."""
-    from lib.learner import range_test, suggest
-    from lib.pictures import draw_range_test
-
-    learn, cbs = prepare(fold, table, config, start, how)
-    lrs, losses = range_test(learn, cbs, num_it=100 * config['accumulate'])
-    lr_min, lr_max = suggest(lrs, losses)
-    draw_range_test(folder / 'lr_find.png', lrs, losses, lr_min, lr_max)
+def find_rates(folder: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
+    """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
+    learn, callbacks = make_learner(k, table, config, weights, workers, precision)
+    n = 100 * config['accumulate']
+    with learn.added_cbs(callbacks):
+        learn.lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
+    lrs, losses = lib.learner.read_range_test(learn.recorder, n)
+    lr_min, lr_max = lib.learner.suggest(lrs, losses)
+    lib.pictures.draw_range_test(folder / 'lr_find.png', lrs, losses, lr_min, lr_max)
     print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')
-
-
-def conclude(run: Path, folds: list[int], table) -> None:
-    """Print what is left to train; else what the predictions are worth, also into scores.json."""
-    import pandas as pd
-
-    from lib import score
-
-    if files.unfinished(run, folds):
-        print(files.to_train(run, folds))
-        return
-    paths = [run / f'fold{k}' / 'oof.csv' for k in sorted(set(table.fold))]
-    oof = pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
-    oof = table.merge(oof[['image_name', 'pred_plain']], on='image_name')
-    found = {'pred_plain': score.summary(oof, 'pred_plain')}
-    files.write_json(run / 'scores.json', found)
-    print(f'{run} is trained. Out of fold [95 % interval over {score.drawn(oof)}]:')
-    print(score.lines(found))
 
 
 if __name__ == '__main__':

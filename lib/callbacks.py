@@ -17,12 +17,13 @@ from fastai.vision.all import (
     CancelEpochException,
     find_bs,
     get_model,
-    rank_distrib,
 )
 from tqdm import tqdm
 
-from lib import files, ranks
+from lib import cli, files, ranks
 from lib.cli import Stop
+
+NO_BAR = ranks.RANK > 0 or None  # tqdm's `disable`: a bar in a terminal only, and one a launcher
 
 
 class CPUMixed(MixedPrecision):
@@ -40,8 +41,8 @@ class CPUMixed(MixedPrecision):
 class Accumulate(Callback):
     """One step of the optimizer for `n` batches, by the mean gradient of all their images.
 
-    An epoch's last group steps too, be it smaller; fastai's GradientAccumulation would carry it
-    into the next epoch.
+    The last group of an epoch may be smaller; it steps too. fastai's GradientAccumulation would
+    carry it into the next epoch.
     """
 
     order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
@@ -120,7 +121,7 @@ class History(Callback):
         """Start the bar: a tick a training batch, of all epochs."""
         self.rows: list[dict[str, Any]] = []  # Resume puts those of an earlier start here
         total = self.n_epoch * len(self.dls.train)
-        self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=ranks.SILENT)
+        self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=NO_BAR)
 
     def before_epoch(self) -> None:
         """Start the epoch's clock."""
@@ -156,18 +157,24 @@ class History(Callback):
         """Take the bar away."""
         self.bar.close()
 
+    @property
+    def seconds(self) -> float:
+        """What all epochs took, those of earlier starts too."""
+        return round(sum(row['seconds'] for row in self.rows), 1)
+
 
 class Resume(Callback):
     """Save all that the next epoch needs at each epoch's end, and go on after the last one saved.
 
-    No random state is among it: SeedEpoch sets all that from (seed, fold, epoch). Nor are the
-    optimizer's hyperparameters: fit sets them. Needs History beside it, whose rows it keeps too.
+    No random state is saved: SeedEpoch sets all of it from (seed, fold, epoch). The optimizer's
+    hyperparameters are not either: fit sets them. The rows of `history` are saved too.
     """
 
     order = 65  # after History has the epoch's row, before any Callback that need not be skipped
 
-    def __init__(self, path: Path, fold: int):
-        self.path, self.fold, self.found, self.done = path, fold, 0, 0  # epochs
+    def __init__(self, path: Path, fold: int, history: History):
+        self.path, self.fold, self.history = path, fold, history
+        self.resumed = self.done = 0  # epochs
 
     def before_fit(self) -> None:
         """Put back what is saved. Raises: Stop where it is broken, or of another model or fold."""
@@ -194,21 +201,21 @@ class Resume(Callback):
                 f'{self.path} is no state of this training ({reason}); delete it, and the fold '
                 'starts at its first epoch'
             ) from None
-        self.found = self.done = len(rows)
+        self.resumed, self.history.rows = len(rows), rows
+        self._keep(len(rows))
         tqdm.write(f'{self.path}: goes on after epoch {self.done} of {self.n_epoch}')
-        self.learn.history.rows = rows
         smooth = self.recorder.smooth_loss
         smooth.count, smooth.val = count, torch.tensor(value)
-        self.learn.history.bar.update(self.done * len(self.dls.train))
+        self.history.bar.update(self.done * len(self.dls.train))
 
     def before_epoch(self) -> None:
         """Skip what is done."""
-        if self.epoch < self.found:
+        if self.epoch < self.resumed:
             raise CancelEpochException
 
     def after_epoch(self) -> None:
         """Save, in the first process where there are several."""
-        if self.epoch < self.found:
+        if self.epoch < self.resumed:
             return
         smooth = self.recorder.smooth_loss
         state = {  # tensors and Python's own types alone: all that weights_only reads
@@ -216,12 +223,15 @@ class Resume(Callback):
             'epochs': self.n_epoch,
             'model': get_model(self.model).state_dict(),
             'opt': self.opt.state_dict()['state'],
-            'rows': json.dumps(self.learn.history.rows),
+            'rows': json.dumps(self.history.rows),
             'smooth_loss': (smooth.count, float(smooth.val)),
         }
-        if not rank_distrib():
-            buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
-            torch.save(state, buffer)
-            with files.atomic(self.path) as temporary:
-                temporary.write_bytes(buffer.getbuffer())
-        self.done = self.epoch + 1
+        buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+        torch.save(state, buffer)
+        with files.atomic(self.path) as temporary:
+            temporary.write_bytes(buffer.getbuffer())
+        self._keep(self.epoch + 1)
+
+    def _keep(self, done: int) -> None:
+        self.done = done
+        cli.keep(f'{done} of {self.n_epoch} epochs of {self.path.parent}, and what was finished')

@@ -4,8 +4,6 @@ import difflib
 import errno
 import functools
 import inspect
-import io
-import os
 import re
 import shlex
 import signal
@@ -16,10 +14,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import fire
+from fastcore.docments import docments
 from fire.helptext import HelpText
 from fire.trace import FireTrace
-
-from lib import ranks
 
 
 class Stop(Exception):
@@ -75,14 +72,13 @@ def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str
 def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """Call `main` with the flags of the command line; every parameter needs a type and a default.
 
-    `--help` prints the docstring's `Args:`. Whatever a user can get wrong, here or later as a
-    `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest. Ctrl-C
-    and SIGTERM end alike: a KeyboardInterrupt, which may say what is kept, and status 130.
+    `--help` explains each by the comment beside it. Whatever a user can get wrong, here or later as
+    a `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest. Ctrl-C
+    and SIGTERM, which a scheduler sends, end alike: one line that says what is kept, status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
+    keep('what is finished')
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
-    if ranks.RANK:  # of several processes the first alone prints; errors come from all
-        sys.stdout = io.StringIO()
     # fastai and kornia script functions, which torch deprecates: nothing a user can act on
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     if {'--help', '-h'} & set(args):
@@ -93,88 +89,71 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except Stop as sentence:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
-    received = _interrupt_on_signals()
-    try:
-        try:
-            main(**flags)
-        except Exception:
-            if received:  # a library's own way to say so, as of an import or of workers that ended
-                raise KeyboardInterrupt from None
-            raise
-    except Stop as sentence:
-        # fastai and torch put words around what a callback or a process that reads images raises
-        text = re.sub(
-            r'\A.*(lib\.cli\.Stop: |calling event `\w+`:\s)', '', str(sentence), flags=re.S
-        )
-        # names out of a stranger's table may hold what a terminal obeys
-        text = ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
-        raise SystemExit(f'error: {text}') from None
-    except OSError as e:
-        if e.filename is None and e.errno is None:
-            raise  # not about a file: a bug, and a traceback says more than a sentence
-        hint = HINTS.get(e.errno, '')
-        reason = f'{e.strerror or e}: {e.filename or "while writing"}'
-        raise SystemExit(f'error: {reason}{hint}') from None
-    except RuntimeError as e:
-        # torch's, which is not imported here
-        if type(e).__name__ == 'OutOfMemoryError':
-            reason = 'the GPU is out of memory; try a smaller --batch_size'
-        elif 'allocate memory' in str(e):
-            reason = 'out of memory; try a smaller --batch_size'
-        elif str(e).startswith('DataLoader worker'):
-            reason = 'a process that reads images was ended from outside, perhaps for its memory; '
-            reason += 'the same command goes on, with fewer --workers'
-        else:
-            raise
-        raise SystemExit(f'error: {reason}') from None
-    except KeyboardInterrupt as interrupt:
-        _stopped(str(interrupt) or 'what is finished', args)
-
-
-def _interrupt_on_signals() -> list[int]:
-    """Have Ctrl-C, and SIGTERM, which a scheduler sends, raise KeyboardInterrupt.
-
-    And once more after a while: Python drops what is raised in the hooks of a fork and the like,
-    and the work would go on. Returns: a list that the signals are put into.
-    """
-    received: list[int] = []
-    main_process = os.getpid()
-    again = hasattr(signal, 'setitimer')  # not on Windows
+    interrupts: list[int] = []
 
     def interrupt(number: int, _frame: object) -> None:
-        if os.getpid() != main_process:  # a fork that reads images; the parent speaks
-            os._exit(1)
-        received.append(number)
-        if again:
-            signal.setitimer(signal.ITIMER_REAL, 3)
+        interrupts.append(number)
         raise KeyboardInterrupt
 
-    def dropped(unraisable: Any) -> None:
-        if not received:
-            sys.__unraisablehook__(unraisable)
-
-    sys.unraisablehook = dropped
     signal.signal(signal.SIGTERM, interrupt)
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's & has it
         signal.signal(signal.SIGINT, interrupt)
-    if again:
-        signal.signal(signal.SIGALRM, interrupt)
-    return received
+    try:
+        main(**flags)
+    except BaseException as e:
+        # a library may turn an interrupt into an error of its own, as of workers that ended
+        if interrupts or isinstance(e, KeyboardInterrupt):
+            again = shlex.join(['python', sys.argv[0], *args])
+            print(f'stopped; kept: {KEPT[0]}. The same command goes on: {again}', file=sys.stderr)
+            raise SystemExit(130) from None
+        if sentence := explain(e):
+            raise SystemExit(f'error: {sentence}') from None
+        raise
 
 
-def _stopped(kept: str, args: Sequence[str]) -> None:
-    """Say in one line what an interrupt has left and how to go on, and end."""
-    if hasattr(signal, 'setitimer'):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-    again = shlex.join(['python', sys.argv[0], *args])
-    print(f'stopped; kept: {kept}. The same command goes on: {again}', file=sys.stderr)
-    raise SystemExit(130) from None
+KEPT = ['']  # what an interrupt would leave
+
+
+def keep(what: str) -> None:
+    """Note what an interrupt would leave, for the line that the program then ends in."""
+    KEPT[0] = what
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence for an error that a user can do something about; None for a bug."""
+    if isinstance(error, Stop):
+        # fastai and torch put words around what a callback or a process that reads images raises
+        text = re.sub(r'\A.*(lib\.cli\.Stop: |calling event `\w+`:\s)', '', str(error), flags=re.S)
+        # names out of a stranger's table may hold what a terminal obeys
+        return ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
+    if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
+        hint = HINTS.get(error.errno, '')
+        return f'{error.strerror or error}: {error.filename or "while writing"}{hint}'
+    if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
+        return 'the GPU is out of memory; try a smaller --batch_size'
+    if isinstance(error, RuntimeError) and 'allocate memory' in str(error):
+        return 'out of memory; try a smaller --batch_size'
+    if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
+        return (
+            'a process that reads images was ended from outside, perhaps for its memory; the same '
+            'command goes on, with fewer --workers'
+        )
+    return None
 
 
 def usage(main: Callable[..., None]) -> str:
-    """The text of --help: fire's, less its one-letter flags, which are refused here."""
-    name = Path(sys.argv[0]).name
-    text = HelpText(main, trace=FireTrace(main, name=name))
+    """The text of --help: fire's, less its one-letter flags, which are refused here.
+
+    Each flag's meaning is the comment beside it in the signature.
+    """
+
+    @functools.wraps(main)
+    def documented() -> None: ...
+
+    meanings = docments(main, returns=False).items()
+    listing = '\n'.join(f'    {flag}: {meaning}' for flag, meaning in meanings)
+    documented.__doc__ = f'{inspect.getdoc(main)}\n\nArgs:\n{listing}'
+    text = HelpText(documented, trace=FireTrace(documented, name=Path(sys.argv[0]).name))
     return re.sub(r'^    -\w, --', '    --', text, flags=re.MULTILINE)
 
 

@@ -3,8 +3,10 @@
 import errno
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 try:
     import fcntl
@@ -19,11 +21,12 @@ class Lock:
     """A piece of work that one process at a time may do, for the length of a `with` block.
 
     It is a POSIX record lock on the file `path`, which stays and names the last holder. The kernel
-    drops it when the process ends, in whatever way, so that a dead one never blocks; a process that
-    is only stopped or slow keeps it, which no heartbeat could promise. Forked workers do not
-    inherit it. Between machines it holds where the shared file system keeps such locks: NFS 4,
-    NFS 3 with lockd, Lustre mounted with flock, GPFS, CephFS. Where none are kept, and on Windows,
-    a line says so once, and every process gets every lock.
+    drops it when the process ends, in whatever way, so that a dead process never blocks; one that
+    is only stopped or slow keeps it. Forked workers do not inherit it. A process must not open a
+    lock that it holds a second time: closing either one drops it. Between machines it holds where
+    the shared file system keeps such locks: NFS 4, NFS 3 with lockd, Lustre mounted with flock,
+    GPFS, CephFS. Where none are kept, and on Windows, a line says so once, and every process gets
+    every lock.
     """
 
     unsupported = False
@@ -39,16 +42,12 @@ class Lock:
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
 
-    def take(self, shared: bool = False, wait: bool = False) -> bool:
-        """Whether the lock is this process's now; `wait` until it is.
-
-        Several may hold it `shared`, or one alone; taken again, it changes from one to the other.
-        """
+    def take(self, wait: bool = False) -> bool:
+        """Whether the lock is this process's now; `wait` until it is."""
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, 'Windows has no such locks')
-            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-            fcntl.lockf(self.fd, kind if wait else kind | fcntl.LOCK_NB)
+            fcntl.lockf(self.fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except OSError as e:
             if e.errno in (errno.EACCES, errno.EAGAIN):
                 return False
@@ -58,38 +57,45 @@ class Lock:
                 print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
             Lock.unsupported = True
             return True
-        if not shared:
-            os.ftruncate(self.fd, 0)
-            os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
+        os.ftruncate(self.fd, 0)
+        os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
         return True
 
     def holder(self) -> str:
-        """Who took it alone last, such as 'process 12 on HOST'."""
+        """Who took it last, such as 'process 12 on HOST'."""
         name = os.pread(self.fd, 200, 0).decode(errors='replace').strip()
         return name if name.isprintable() and name else 'another process'
 
 
-def share(paths: Iterable[Path]) -> Iterator[Path]:
-    """Those of the locks `paths` that no other process has, each held while the loop's body works.
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """A block that one process at a time enters; the others wait."""
+    with Lock(path) as lock:
+        lock.take(wait=True)
+        yield
 
-    What others have is asked for again after each piece, and left to them when nothing else is
-    left. A piece may have been finished by another process meanwhile: the body has to look.
+
+def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[Any]:
+    """The pieces of work that are not done and that no other process has, each by its lock.
+
+    The lock is held while the loop's body works. What others have is asked for again after each
+    piece, and left to them when nothing else is left.
     """
-    left = list(paths)
-    while left:
-        for path in left:
+    left = dict(of_lock)
+    while left := {lock: piece for lock, piece in left.items() if not is_done(piece)}:
+        for path, piece in left.items():
             with Lock(path) as lock:
-                if lock.take():
-                    yield path
-                    left.remove(path)
+                if lock.take() and not is_done(piece):  # another process may have done it meanwhile
+                    yield piece
+                    del left[path]
                     break
         else:
             return
 
 
-def at_work(path: Path) -> str:
-    """Who holds the lock `path` alone, such as ' (process 12 on HOST is at it)'; '' if nobody."""
+def holder_note(path: Path) -> str:
+    """Who holds the lock `path`, such as ' (process 12 on HOST is at it)'; '' if nobody does."""
     if not path.exists() or not os.access(path, os.W_OK):
         return ''
     with Lock(path) as lock:
-        return '' if lock.take(shared=True) else f' ({lock.holder()} is at it)'
+        return '' if lock.take() else f' ({lock.holder()} is at it)'

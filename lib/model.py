@@ -1,10 +1,6 @@
 """A timm model with one Linear layer on its pooled features; weights in and out."""
 
-import copy
 import difflib
-import os
-import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.cli import Stop
 from lib.files import atomic
-
-WEIGHTS = 'model.safetensors'
+from lib.runs import WEIGHTS
 
 
 def about(arch: str) -> dict[str, Any]:
@@ -119,64 +113,31 @@ def load(arch: str, size: int, path: Path) -> nn.Module:
     return model
 
 
-def for_inference(model: nn.Module, size: int, precision: str = 'fp32') -> nn.Module:
-    """`model` made ready to predict with, in place, and never to be trained again.
+class Probability(nn.Module):
+    """A model made ready to predict with: (B, 3, H, W) float32 to (B, 1) probabilities.
 
-    Every batch normalization that directly follows a convolution is folded into its weights;
-    memory is channels-last; weights and arithmetic are in `precision`, 'fp32', 'bf16' or 'fp16',
-    but for the last layer, in which half precision would make ties.
-
-    Returns: (B, 3, size, size) of `precision` to (B, 1) float32 logits.
+    Memory is channels-last; weights and arithmetic are in `precision`, 'fp32', 'bf16' or 'fp16',
+    but for the last layer, in which half precision would make ties. A batch smaller than
+    `batch_size` is filled up, so that all have one shape: a compiled model would be compiled anew.
+    The model is changed in place and is not to be trained again.
     """
-    dtype = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}[precision]
-    model = _fold_batch_norms(model.eval(), size).to(dtype=dtype, memory_format=torch.channels_last)
-    heads = model.get_classifier()
-    for head in heads if isinstance(heads, tuple) else (heads,):
-        head.float().register_forward_pre_hook(lambda layer, inputs: inputs[0].float())
-    return model
+
+    def __init__(self, model: nn.Module, batch_size: int, precision: str = 'fp32'):
+        super().__init__()
+        dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+        self.batch_size, self.dtype = batch_size, dtypes[precision]
+        self.model = model.eval().to(dtype=self.dtype, memory_format=torch.channels_last)
+        for head in heads(model):
+            head.float().register_forward_pre_hook(lambda layer, inputs: inputs[0].float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        n, x = len(x), x.to(self.dtype)
+        if n < self.batch_size:
+            x = torch.cat([x, x.new_zeros(self.batch_size - n, *x.shape[1:])])
+        return self.model(x.contiguous(memory_format=torch.channels_last))[:n].sigmoid()
 
 
-@torch.no_grad()
-def _fold_batch_norms(model: nn.Module, size: int) -> nn.Module:
-    """Find which normalization reads which convolution's output by running once, and join them."""
-    pairs = []
-
-    def mark(conv: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
-        output.made_by = conv
-
-    def pair(norm: nn.Module, inputs: tuple) -> None:
-        if hasattr(inputs[0], 'made_by'):
-            pairs.append((inputs[0].made_by, norm))
-
-    hooks = [m.register_forward_hook(mark) for m in _all(model, nn.Conv2d)]
-    hooks += [m.register_forward_pre_hook(pair) for m in _all(model, nn.BatchNorm2d)]
-    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    x = x.to(next(model.parameters()).device)
-    before = model.forward_features(x)
-    for hook in hooks:
-        hook.remove()
-    folded, names = copy.deepcopy(model), {m: name for name, m in model.named_modules()}
-    for conv, norm in pairs:
-        rest = [getattr(norm, name) for name in ('drop', 'act') if hasattr(norm, name)]
-        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
-        folded.set_submodule(names[norm], nn.Sequential(*rest))  # timm's holds the activation
-    # not so where a layer runs twice, or something else reads what comes between: then as it was
-    after, largest = folded.forward_features(x), float(before.abs().max())
-    return folded if torch.allclose(after, before, atol=1e-3 * largest) else model
-
-
-def _all(model: nn.Module, kind: type[nn.Module]) -> list[nn.Module]:
-    return [m for m in model.modules() if isinstance(m, kind)]
-
-
-def compile(model: nn.Module) -> nn.Module:
-    """`model`, compiled in place when it first runs; models of one architecture share the code."""
-    model.compile(dynamic=False)
-    return model
-
-
-def check_compiler() -> None:
-    """Raises: Stop where torch.compile has no C++ compiler: torch would say so in 100 lines."""
-    compiler = os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'g++')
-    if not shutil.which(compiler):
-        raise Stop(f'--compile needs a C++ compiler, and there is no {compiler}; leave it out')
+def heads(model: nn.Module) -> tuple[nn.Module, ...]:
+    """The last layers of a timm model: one, or several in distilled transformers."""
+    layers = model.get_classifier()
+    return layers if isinstance(layers, tuple) else (layers,)

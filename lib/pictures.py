@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
 from lib.files import atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 BLUE, RED = '#3f7fbf', '#d2603a'
 
@@ -29,8 +33,9 @@ def draw_range_test(
     _save(figure, path)
 
 
-def draw_history(path: Path, history: pd.DataFrame) -> None:
-    """Save a fold's history.csv as PNG: the losses, the AUC and the learning rate by epoch."""
+def draw_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
+    """Save the rows of a fold's history.csv as PNG: losses, AUC and learning rate by epoch."""
+    history = pd.DataFrame(rows)
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     loss, auc, lr = figure.subplots(1, 3)
     loss.plot(history.epoch, history.train_loss, color=BLUE, marker='.', label='training')
@@ -45,13 +50,13 @@ def draw_history(path: Path, history: pd.DataFrame) -> None:
 
 
 def draw_batch(
-    path: Path, x: np.ndarray, y: np.ndarray, mean: Sequence[float], std: Sequence[float]
+    path: Path, x: 'Tensor', y: 'Tensor', mean: Sequence[float], std: Sequence[float]
 ) -> None:
     """Save the first images of a training batch as the model sees them, as PNG.
 
     `x`: (B, 3, H, W) float, augmented and normalized with `mean` and `std`; `y`: (B,) 0/1.
     """
-    n = min(len(x), 16)
+    x, y, n = x.cpu().numpy(), y.cpu().numpy(), min(len(x), 16)
     columns = min(n, 8)
     figure = Figure(figsize=(1.8 * columns, 2 * -(-n // columns)), layout='constrained')
     grid = np.ravel(figure.subplots(-(-n // columns), columns, squeeze=False))

@@ -1,56 +1,66 @@
-"""The processes of one command, as `accelerate launch` or `torch.distributed.run` start them.
+"""The processes of one launcher, which train one fold together.
 
-They tell each process its place by the environment: RANK of WORLD_SIZE, LOCAL_RANK on its machine.
-Without a launcher there is one process, and nothing here does anything.
+`accelerate launch` and `torch.distributed.run` tell each process its place by RANK and WORLD_SIZE.
+Both are taken out of the environment here, since fastai would gather predictions over all
+processes wherever it sees them. They are there only inside of `visible`.
 """
 
 import atexit
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-RANK = int(os.environ.get('RANK', 0))
-WORLD = int(os.environ.get('WORLD_SIZE', 1))
-SILENT = RANK > 0 or None  # tqdm's `disable`: a bar in a terminal only, and of rank 0 alone
+RANK = int(os.environ.pop('RANK', 0))
+WORLD = int(os.environ.pop('WORLD_SIZE', 1))
+following = False  # True where this process trains beside the first, which alone prints and writes
 
 
-def start() -> None:
-    """Meet the other processes; each takes the GPU of its local number, if there are GPUs."""
+@contextmanager
+def visible() -> Iterator[None]:
+    """A block in which torch, fastai and accelerate see the launcher's processes."""
+    os.environ |= {'RANK': str(RANK), 'WORLD_SIZE': str(WORLD)}
+    try:
+        yield
+    finally:
+        del os.environ['RANK'], os.environ['WORLD_SIZE']
+
+
+def join() -> None:
+    """Meet the launcher's other processes; from here on the first alone prints and writes."""
+    global following
     if WORLD == 1:
         return
     import torch  # here, not above: it takes a second, and one process needs none of it
 
-    cuda = torch.cuda.is_available()
-    if cuda:
-        torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
-    # the others wait while the first one fills a cache, which may take hours
-    patience = timedelta(days=7)
-    torch.distributed.init_process_group('nccl' if cuda else 'gloo', timeout=patience)
+    if torch.distributed.is_initialized():
+        return
+    backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+    with visible():  # the others wait while the first one works, which may take hours
+        torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
     atexit.register(torch.distributed.destroy_process_group)
+    if RANK == 0:
+        print(f'{WORLD} processes train each fold together')
+    else:
+        following, sys.stdout = True, open(os.devnull, 'w')  # noqa: SIM115, open to the end
 
 
-def gather(value: Any) -> list[Any]:
-    """Every rank's `value`, in the order of the ranks, on all ranks."""
-    if WORLD == 1:
-        return [value]
-    import torch
+def together(items: Iterable[Any]) -> Iterator[Any]:
+    """What the first process takes out of `items`, one after the other, in all of them.
 
-    values = [None] * WORLD
-    torch.distributed.all_gather_object(values, value)
-    return values
-
-
-def first_does(work: Callable[[], Any]) -> Any:
-    """What `work` returns on rank 0, on all ranks; the others wait for it and do nothing."""
-    return gather(work() if RANK == 0 else None)[0]
-
-
-def each(items: Iterable[Any]) -> Iterator[Any]:
-    """What rank 0 takes out of `items`, one after the other, on all ranks; None is never among it.
-
-    The next one is taken when rank 0 has done its part of the work on the last.
+    The next one is taken when all have done their part of the last. None is never among them.
     """
     iterator = iter(items)
-    while (item := first_does(lambda: next(iterator, None))) is not None:
-        yield item
+    while True:
+        box = [next(iterator, None) if RANK == 0 else None]
+        if WORLD > 1:
+            import torch
+
+            boxes = [None] * WORLD
+            torch.distributed.all_gather_object(boxes, box)
+            box = boxes[0]
+        if box[0] is None:
+            return
+        yield box[0]

@@ -1,0 +1,92 @@
+"""What a training is asked for: train.py's flags, checked, named, and as config.json keeps them."""
+
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from lib import cli, files, ranks
+from lib.cli import Stop
+from lib.runs import MAX_SIZE, Run, folder
+
+# Flags that do not decide the result, so config.json leaves them out
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad')
+
+
+def check(flags: dict[str, Any]) -> None:
+    """Raises: Stop where a flag of train.py is out of range, or two contradict each other."""
+    cli.at_least(64, size=flags['size'])
+    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'batch_size', 'accumulate')})
+    cli.at_least(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
+    cli.processes(flags['workers'])
+    low, high = flags['lr_min'], flags['lr_max']
+    if not 0 < low <= high < 10:
+        raise Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
+    if flags['size'] > MAX_SIZE:
+        raise Stop(f'--size must be {MAX_SIZE} or less, not {flags["size"]}')
+    if flags['weights'] is not None and not flags['pretrained']:
+        raise Stop('--weights and --nopretrained contradict each other; leave one out')
+    if flags['name'] is not None:
+        folder(Path(flags['home']), flags['name'])
+
+
+def of_flags(
+    home: Path, flags: dict[str, Any], defaults: dict[str, Any], about: dict[str, Any]
+) -> tuple[Run, dict[str, Any]]:
+    """The run that train.py's `flags` ask for, and the config.json that it should have.
+
+    `about`: what the architecture brings along, as model.about has it. Raises: Stop where the run
+    has begun with other flags, or its name is no folder's.
+    """
+    config = deciding(flags)
+    if flags['weights']:
+        path = Path(flags['weights'])
+        config |= {'weights': path.name}
+        about = about | {'weights_sha256': files.sha256(path)}
+    name = flags['name'] or name_of(config, defaults)
+    typed = deciding(flags) | {'home': str(home), 'name': name, 'skip_bad': flags['skip_bad']}
+    config |= about | {'folds_sha256': files.sha256(home / 'folds.csv')}
+    run = Run(folder(home, name))
+    run.check(config, deciding(defaults))
+    return run, config | {'command': cli.command('train.py', typed, defaults)}
+
+
+def deciding(flags: dict[str, Any]) -> dict[str, Any]:
+    """Those of train.py's `flags` that decide the result."""
+    return {flag: value for flag, value in flags.items() if flag not in PLACES}
+
+
+def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
+    """A folder's name from the flags that differ from their defaults, else the architecture's.
+
+    It is for people: nothing ever reads a flag out of it.
+    """
+    words = []
+    for flag, value in flags.items():
+        if value != defaults[flag]:
+            word = flag if value is True else f'no{flag}' if value is False else f'{flag}-{value}'
+            words.append(re.sub(r'[^\w.+-]', '', word.removeprefix('arch-')))
+    return '_'.join(words).lstrip('.') or flags['arch']
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a result may depend on beside the flags: device, versions, and the code's commit."""
+    packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
+    versions = {package: version(package) for package in packages}
+    describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=']
+    here, commit = Path(__file__).parent, None  # '-dirty' where files have changed
+    try:
+        commit = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
+        commit = commit.stdout.strip()
+    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
+        pass
+    python = platform.python_version()
+    return {
+        'device': device,
+        'processes': ranks.WORLD,
+        'python': python,
+        **versions,
+        'commit': commit,
+    }

@@ -1,0 +1,114 @@
+"""Rows of a table to fastai DataLoaders: those of a fold, to train on, and any, to predict."""
+
+import os
+from collections.abc import Sequence
+from multiprocessing import get_start_method
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from fastai.vision.all import (
+    DataLoaders,
+    Datasets,
+    PILImage,
+    TfmdDL,
+    ToTensor,
+    Transform,
+    default_device,
+)  # fmt: skip
+
+from lib import ranks
+from lib.cli import Stop
+from lib.images import n_cores
+from lib.sampling import Downsample, monitored
+
+
+def of_fold(
+    table: pd.DataFrame,
+    k: int,
+    batch_tfms: list[Transform],
+    batch_size: int,
+    neg_ratio: float,
+    seed: int,
+    workers: int | None = None,
+) -> tuple[DataLoaders, Downsample]:
+    """The DataLoaders of fold `k`, and the callback that chooses the images of each epoch.
+
+    `table`: cached, target, fold. The second loader holds what is scored each epoch: all melanomas
+    of the fold and a fixed sample of its benign images, half as many rows as an epoch trains on.
+    `batch_size`: images a step of all processes of a launcher together, so that a learning rate
+    means the same with more of them. Raises: Stop where they cannot share a batch equally.
+    """
+    if batch_size % ranks.WORLD:
+        raise Stop(f'{ranks.WORLD} processes cannot share --batch_size {batch_size} equally')
+    of_one = batch_size // ranks.WORLD
+    paths, targets = table.cached.to_numpy(), table.target.to_numpy()
+    train, valid = np.flatnonzero(table.fold != k), np.flatnonzero(table.fold == k)
+    train_dl = loader(paths[train], targets[train], batch_tfms, of_one, True, workers)
+    downsample = Downsample(train_dl, targets[train], neg_ratio, seed)
+    valid = valid[monitored(targets[valid], train_dl.n // 2, seed)]
+    valid_dl = loader(paths[valid], targets[valid], batch_tfms, of_one, False, workers)
+    return DataLoaders(train_dl, valid_dl), downsample
+
+
+def of_rows(
+    rows: pd.DataFrame, batch_tfms: list[Transform], batch_size: int, workers: int | None = None
+) -> DataLoaders:
+    """The images `rows.cached` once and in their order; fastai's tta turns augmentation on."""
+    batch_size = min(batch_size, len(rows))
+    dl = loader(rows.cached, [0] * len(rows), batch_tfms, batch_size, False, workers)
+    return DataLoaders(dl, dl)
+
+
+def device() -> torch.device:
+    """What this process computes on: the GPU of its local number under a launcher."""
+    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ:
+        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
+    return default_device()
+
+
+def loader(
+    paths: Sequence[Path],
+    targets: Sequence[float],
+    batch_tfms: list[Transform],
+    batch_size: int,
+    train: bool = False,
+    workers: int | None = None,
+) -> TfmdDL:
+    """Batches of ((B, 3, H, W) float, (B,) float 0/1), in order, or shuffled for training.
+
+    With `train` the transforms of split_idx 0 are on. No batch is dropped: the last may be small.
+    `workers`: processes that read images; None is one a core beside a GPU, and none on the CPU,
+    where they would only compete with the model. Raises: Stop where it cannot have any.
+    """
+    forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
+    if workers is None:
+        workers = n_cores() if forks and device().type != 'cpu' else 0
+    if workers and not forks:
+        raise Stop('--workers needs a system that forks processes; leave it out here')
+    paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
+
+    def image(row: int) -> PILImage:
+        try:
+            return PILImage.create(paths[row])
+        except Exception as e:  # whatever a decoder raises
+            reason = getattr(e, 'strerror', None) or e
+            raise Stop(
+                f'the cached image {paths[row]} cannot be read ({reason}). Delete it, if it is '
+                'there, and run this again: the image is made again and the run goes on'
+            ) from None
+
+    def target(row: int) -> torch.Tensor:
+        return targets[row]
+
+    return TfmdDL(
+        Datasets(range(len(paths)), [image, target], split_idx=0 if train else 1),
+        bs=batch_size,
+        shuffle=train,
+        num_workers=workers,
+        pin_memory=device().type == 'cuda',
+        device=device(),
+        after_item=ToTensor(),
+        after_batch=batch_tfms,
+    )

@@ -1,0 +1,166 @@
+"""What infer.py predicts, part by part: one fold's model on one set of images."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib import files, locks
+from lib.cli import Stop
+from lib.runs import WEIGHTS, Run
+from lib.tables import OOF_COLUMNS, read_csv
+
+PREDS = ['pred', 'pred_plain']
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides predictions beside the weights; saved as the record of a part."""
+
+    n_tta: int
+    seed: int
+    batch_size: int
+    precision: str  # 'auto' is content with whatever precision a part was made in
+
+    def fit(self, record: dict[str, Any]) -> bool:
+        """Whether a part with this record is what these settings would make."""
+        asked = asdict(self)
+        if self.precision == 'auto':
+            del asked['precision']
+        return asked.items() <= record.items()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Images that one fold's model predicts: those that it has not seen, or the test images."""
+
+    run: Run
+    k: int  # the fold
+    kind: str  # 'oof' or 'test'
+    rows: pd.DataFrame  # of folds.csv
+
+    def __str__(self) -> str:
+        return f'{self.run}: fold {self.k}, {len(self.rows)} {self.kind} images'
+
+    @property
+    def path(self) -> Path:
+        """The CSV of the part, written last, so that its existence means finished."""
+        return self.run.fold(self.k) / f'tta_{self.kind}.csv'
+
+    @property
+    def lock(self) -> Path:
+        """The lock of whoever predicts the part."""
+        return self.path.with_name(f'.{self.path.stem}.lock')
+
+    @property
+    def weights(self) -> Path:
+        """The weights of the fold's model."""
+        return self.run.fold(self.k) / WEIGHTS
+
+    @property
+    def pooled_path(self) -> Path:
+        """The run's CSV, of all folds together."""
+        return self.run.folder / f'{self.kind}.csv'
+
+    @cached_property
+    def weights_sha256(self) -> str:
+        """The hash of the weights that the fold has now."""
+        return files.sha256(self.weights)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the part was made with; empty where it is not made.
+
+        In a home from before parts had records of their own, infer.json speaks for all of them.
+        """
+        path, old = self.path.with_suffix('.json'), self.run.folder / 'infer.json'
+        if old.exists() and self.pooled_path.exists():
+            record = files.read_json(old)
+            is_known = self.weights_sha256 in record.get('weights_sha256', [])
+            return record | {'weights_sha256': self.weights_sha256 if is_known else None}
+        return files.read_json(path) if path.exists() and self.path.exists() else {}
+
+    @property
+    def has_todays_weights(self) -> bool:
+        """Whether it is there, made by the weights that the fold has now."""
+        return self.record.get('weights_sha256') == self.weights_sha256
+
+    def is_made(self, settings: Settings) -> bool:
+        """Whether it is there, as these settings and today's weights would make it."""
+        return self.has_todays_weights and settings.fit(self.record)
+
+    def write(
+        self, pred: np.ndarray, plain: np.ndarray, settings: Settings, precision: str
+    ) -> None:
+        """Save predictions, (n,) each in the order of `rows`, and the record of their making."""
+        columns = OOF_COLUMNS if self.kind == 'oof' else ['image_name']
+        self.path.unlink(missing_ok=True)
+        used = {'precision': precision, 'weights_sha256': self.weights_sha256}
+        files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)
+        files.write_csv(self.path, self.rows[columns].assign(pred=pred, pred_plain=plain))
+
+
+def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
+    """Each fold's held-out images and each fold's prediction of the test images.
+
+    `table`: folds.csv, with `cached` where the parts are to be predicted. The images that the run
+    was trained without are in no part.
+    """
+    table = table[~table.image_name.isin(run.config['skipped'])]
+    test, labelled = table[table.split == 'test'], table[table.split == 'train']
+    labelled = labelled.astype({'fold': int, 'target': int})
+    parts = [Part(run, k, 'oof', labelled[labelled.fold == k]) for k in folds]
+    return parts + [Part(run, k, 'test', test) for k in folds if len(test)]
+
+
+def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
+    """The parts that `settings` has not made and nobody else makes, each locked meanwhile."""
+    for part in locks.claim(
+        {part.lock: part for part in parts}, lambda part: part.is_made(settings)
+    ):
+        for name in ('infer.json', 'oof.csv', 'test.csv'):  # pooled by other settings
+            (part.run.folder / name).unlink(missing_ok=True)
+        yield part
+
+
+def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
+    """A run's predictions by kind, 'oof' and 'test', as text.
+
+    Those of the test images are the mean over the folds. What is pooled already is read.
+    """
+    pooled = {}
+    for kind, path in {part.kind: part.pooled_path for part in parts}.items():
+        if path.exists():
+            pooled[kind] = read_csv(path)
+            continue
+        tables = [read_csv(part.path) for part in parts if part.kind == kind]
+        if kind == 'oof':
+            pooled[kind] = pd.concat(tables, ignore_index=True)
+        else:
+            means = {c: np.mean([t[c].astype(float) for t in tables], axis=0) for c in PREDS}
+            pooled[kind] = tables[0].assign(**means)
+    return pooled
+
+
+def holders(parts: list[Part]) -> str:
+    """Who is at the parts, such as ' (process 12 on HOST is at it)'; '' where nobody is."""
+    return ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
+
+
+def n_tta(parts: list[Part]) -> int:
+    """How many TTA passes a run's predictions are the mean of.
+
+    Raises: Stop with the command to type where infer.py has yet to make them.
+    """
+    run = parts[0].run
+    if missing := sorted({p.pooled_path.name for p in parts if not p.pooled_path.exists()}):
+        why = f'has no {", ".join(missing)}'
+    elif not all(part.has_todays_weights for part in parts):
+        why = 'was trained again since infer.py ran'
+    else:
+        return parts[0].record['n_tta']
+    raise Stop(f'{run} {why}: python infer.py --home {run.home} --only {run.name}')

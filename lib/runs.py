@@ -1,0 +1,219 @@
+"""A run: the folder HOME/runs/NAME, what it was trained with, and what it still lacks."""
+
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib import files, locks, ranks
+from lib.cli import Stop
+from lib.tables import OOF_COLUMNS
+
+WEIGHTS = 'model.safetensors'
+BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
+MAX_SIZE = 4096  # pixels a side
+
+
+class Run:
+    """A folder under HOME/runs, where train.py and infer.py put what they make of one model."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name, self.home = folder, folder.name, folder.parent.parent
+
+    def __str__(self) -> str:
+        return str(self.folder)
+
+    def fold(self, k: int) -> Path:
+        """The folder of all that belongs to fold `k`."""
+        return self.folder / f'fold{k}'
+
+    @property
+    def skipped(self) -> list[str]:
+        """The images that it goes without, since they could not be read when it began."""
+        return self.config['skipped'] if self.is_trained_here else []
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether train.py made it: a blend or anybody else's predictions have no config.json."""
+        return (self.folder / 'config.json').exists()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What it was trained with: train.py's flags, the model's statistics, the table's hash.
+
+        Raises: Stop where what rebuilds the model is missing or odd: it may be a stranger's file.
+        The architecture's name is left to timm.
+        """
+        path = self.folder / 'config.json'
+        config = files.read_json(path)
+
+        def are_numbers(values: Any, low: float) -> bool:
+            good = isinstance(values, list) and len(values) == 3
+            return good and all(type(v) in (int, float) and low < v < 1e3 for v in values)
+
+        size, skipped = config.get('size'), config.get('skipped', [])
+        good = {
+            'arch': isinstance(config.get('arch'), str),
+            'size': type(size) is int and 0 < size <= MAX_SIZE,
+            'mean': are_numbers(config.get('mean'), -1e3),
+            'std': are_numbers(config.get('std'), 0),
+            'cutout': isinstance(config.get('cutout', False), bool),
+            'folds_sha256': isinstance(config.get('folds_sha256'), str),
+            'command': isinstance(config.get('command', ''), str),
+            'skipped': isinstance(skipped, list) and all(isinstance(s, str) for s in skipped),
+        }
+        if wrong := [key for key, is_good in good.items() if not is_good]:
+            raise Stop(
+                f'{path}: {", ".join(wrong)} is missing or holds what train.py never writes there; '
+                'mend it, or name the other runs with --only'
+            )
+        return {'cutout': False, 'skipped': [], 'command': ''} | config
+
+    def check(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+        """Raises: Stop where the run has begun with other flags than `config`, or another table.
+
+        A flag that is absent from config.json means its default, so that old runs stay good.
+        """
+        path = self.folder / 'config.json'
+        if not path.exists():
+            return
+        saved = {**defaults, **files.read_json(path)}
+        differing = [k for k in {**saved, **config} if saved.get(k) != config.get(k)]
+        differing = [k for k in differing if k not in ('command', 'skipped')]
+        if 'folds_sha256' in differing:
+            raise Stop(
+                f'folds.csv has changed since {self} began, so its folds mean something else now; '
+                'bring the old folds.csv back, or train under another --name'
+            )
+        if differing:
+            pairs = ', '.join(f'{k} {saved.get(k)!r} (now {config.get(k)!r})' for k in differing)
+            raise Stop(f'{self} was made with other flags: {pairs}; give this run another --name')
+
+    def begin(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
+        """Write config.json, or check that this is the same run going on. Raises: Stop."""
+        with locks.held(self.lock):  # another process may begin it at the same time
+            path, results = self.folder / 'config.json', ('state.pt', WEIGHTS, 'oof.csv')
+            if not path.exists():
+                if made := [p for p in sorted(self.folder.glob('fold*/*')) if p.name in results]:
+                    raise Stop(
+                        f'{made[0]} is there and no config.json says what it was made with; bring '
+                        f'{path} back, or train under another --name'
+                    )
+                if any((self.folder / name).exists() for name in (BLEND, 'oof.csv', 'test.csv')):
+                    raise Stop(
+                        f'{self} holds a blend or the predictions of others; choose another --name'
+                    )
+                files.write_json(path, config)
+        self.check(config, defaults)
+
+    @property
+    def lock(self) -> Path:
+        """The lock of what several processes finish together."""
+        return self.folder / '.lock'
+
+    def unfinished(self, folds: Iterable[int]) -> list[int]:
+        """Those of `folds` that train.py has not finished."""
+        return [k for k in folds if not (self.fold(k) / 'oof.csv').exists()]
+
+    def claim(self, folds: Iterable[int]) -> Iterator[int]:
+        """Those of `folds` that are unfinished and that nobody else trains, each locked meanwhile.
+
+        The processes of a launcher all get the same fold, to train it together.
+        """
+        ranks.join()
+        of_lock = {self.fold(k) / '.lock': k for k in folds}
+        for k in set(folds) - set(self.unfinished(folds)):
+            print(f'{self}: fold {k} is finished')
+            (self.fold(k) / 'state.pt').unlink(missing_ok=True)  # it was killed just before that
+        yield from ranks.together(locks.claim(of_lock, lambda k: not self.unfinished([k])))
+
+    def finish(self, k: int, held_out: pd.DataFrame, pred: np.ndarray, about: dict) -> None:
+        """Save what fold `k` was trained with, and its held-out rows with `pred`, (n,), as oof.csv.
+
+        That comes last: its existence means that the fold is finished.
+        """
+        files.write_json(self.fold(k) / 'run.json', about)
+        oof = held_out[OOF_COLUMNS].assign(pred_plain=pred)
+        files.write_csv(self.fold(k) / 'oof.csv', oof)
+        if not ranks.following:
+            (self.fold(k) / 'state.pt').unlink(missing_ok=True)
+
+    def read_oof(self, folds: Iterable[int]) -> pd.DataFrame:
+        """The folds' held-out images with train.py's plain predictions: OOF_COLUMNS, pred_plain."""
+        paths = [self.fold(k) / 'oof.csv' for k in folds]
+        return pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
+
+    @property
+    def trained_folds(self) -> list[int]:
+        """The folds that the run has weights of."""
+        return sorted(int(path.parent.name[4:]) for path in self.folder.glob(f'fold*/{WEIGHTS}'))
+
+    def is_ready(self, folds: list[int]) -> bool:
+        """Whether all `folds` are trained; says so if not.
+
+        Raises: Stop where it was trained on another folds.csv.
+        """
+        path = self.home / 'folds.csv'
+        if self.config['folds_sha256'] != files.sha256(path):
+            raise Stop(
+                f'{self} was trained on another {path}, so its held-out images are others; bring '
+                'that file back, or name the other runs with --only'
+            )
+        missing = self.unfinished(folds)
+        if missing:
+            print(f'passed over {self.training_note(folds)}')
+        return not missing
+
+    def training_note(self, folds: list[int]) -> str:
+        """A sentence that names the unfinished folds, who is at them, and what trains the rest."""
+        notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
+        missing = ', '.join(f'{k}{note}' for k, note in notes)
+        command = self.config['command']
+        if not (command.startswith('python train.py') and command.isprintable()):  # a stranger's
+            command = 'python train.py with its flags'
+        return f'{self}: fold {missing} still to be trained: {command}'
+
+
+def folder(home: Path, name: str) -> Path:
+    """HOME/runs/NAME. Raises: Stop where `name` would lead elsewhere, or into hidden files."""
+    if not re.fullmatch(r'[\w+-][\w.+-]*', name):
+        raise Stop(f'--name {name!r} is no folder name: letters, digits, and . _ + - inside it')
+    return home / 'runs' / name
+
+
+def trained(home: Path, only: str | None = None) -> list[Run]:
+    """The runs under `home` that train.py has begun, by name; `only`: names with commas between.
+
+    Raises: Stop where there is none of these.
+    """
+    return _named(home, sorted(home.glob('runs/*/config.json')), only)
+
+
+def predicted(home: Path, only: str | None = None) -> list[Run]:
+    """What takes part in a blend, by name, or those named in `only`: runs, and the predictions of
+    others, which are folders under HOME/runs with an oof.csv or test.csv.
+
+    Blends kept by --name take part only where they are named. Raises: Stop where there is none.
+    """
+    names = ('config.json', 'oof.csv', 'test.csv')
+    paths = sorted(path for name in names for path in home.glob(f'runs/[!.]*/{name}'))
+    if only is None:
+        paths = [path for path in paths if not (path.parent / BLEND).exists()]
+    return _named(home, paths, only)
+
+
+def _named(home: Path, paths: Iterable[Path], only: str | None) -> list[Run]:
+    """The runs that hold the files `paths`, or those of them that `only` names, each once."""
+    runs = {path.parent.name: Run(path.parent) for path in paths}
+    if only is not None:
+        names = [name.strip() for name in only.split(',')]
+        if missing := [name for name in names if name not in runs]:
+            have = ', '.join(runs) or 'none'
+            raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')
+        return [runs[name] for name in dict.fromkeys(names)]
+    if not runs:
+        raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
+    return list(runs.values())

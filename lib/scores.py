@@ -1,0 +1,19 @@
+"""What a run's out-of-fold predictions are worth: printed, and kept in its scores.json."""
+
+import pandas as pd
+
+from lib import files, locks, score
+from lib.runs import Run
+
+
+def report(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
+    """Score the `columns` of `oof` (target, group, source, fold, ...): `pred_plain`, `pred`."""
+    print(f'{run}: out of fold [95 % interval over {score.drawn(oof)}]')
+    scores = {column: score.summary(oof, column) for column in columns}
+    print(score.lines(scores))
+    if len(columns) > 1:
+        both = [oof.pred, oof.pred_plain]
+        scores['tta'] = score.compare(oof.target, both, oof.group, base=1)[2][0]
+        print(f'test-time augmentation changes the AUC by {scores["tta"]}')
+    with locks.held(run.lock):
+        files.write_json(run.folder / 'scores.json', scores)

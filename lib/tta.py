@@ -1,0 +1,90 @@
+"""What fastai's `Learner.tta` needs to predict here: draws that can be repeated, and a bar."""
+
+import numpy as np
+import torch
+from fastai.vision.all import (
+    Callback,
+    DataLoaders,
+    Learner,
+    ProgressCallback,
+    TensorImage,
+    Transform,
+)  # fmt: skip
+from torch import nn
+from tqdm import tqdm
+
+from lib.callbacks import NO_BAR, seed_all
+from lib.cli import Stop
+from lib.speed import keep_memory
+
+
+class SeedBatch(Transform):
+    """Seeds each batch from (seed, pass, batch number), so that its draws depend on nothing else.
+
+    It is the first of the batch transforms and no callback: between a callback's events and a
+    batch, torch's DataLoader draws from the global generator.
+    """
+
+    order = 1
+
+    def __init__(self, seed: int):
+        self.seed, self.n_pass, self.n_batch = seed, 0, 0
+
+    def encodes(self, x: TensorImage) -> TensorImage:
+        seed_all(self.seed, self.n_pass, self.n_batch)
+        self.n_batch += 1
+        return x
+
+
+class Passes(Callback):
+    """Tell a SeedBatch which pass begins, and draw a bar over all `n` of them."""
+
+    def __init__(self, seed_batch: SeedBatch, n: int, label: str):
+        self.seed_batch, self.n, self.label = seed_batch, n, label
+
+    def before_fit(self) -> None:
+        """Start the bar."""
+        total, self.n_begun = self.n * len(self.dls.valid), 0
+        self.bar = tqdm(total=total, desc=self.label, leave=False, disable=NO_BAR)
+
+    def before_validate(self) -> None:
+        """Begin the next pass at its first batch."""
+        self.seed_batch.n_pass, self.seed_batch.n_batch = self.n_begun, 0
+        self.n_begun += 1
+
+    def after_batch(self) -> None:
+        """Move the bar."""
+        self.bar.update()
+
+    def after_fit(self) -> None:
+        """Take the bar away."""
+        self.bar.close()
+
+
+def predictor(
+    dls: DataLoaders, model: nn.Module, seed: int = 0, n_tta: int = 0, label: str = 'predict'
+) -> Learner:
+    """A Learner to predict with, by `tta` or `get_preds`: (n, 1) probabilities on the CPU.
+
+    `model`: a model.Probability. What each pass draws depends on (seed, pass, batch number) alone.
+    """
+    if dls.device.type == 'cpu':
+        keep_memory()
+    seed_batch = SeedBatch(seed)
+    dls.valid.after_batch.add(seed_batch)
+    # this loss is never used, and has no activation, of which fastai would make a second sigmoid
+    loss = lambda pred, target: pred.mean()  # noqa: E731
+    learn = Learner(dls, model, loss_func=loss, cbs=Passes(seed_batch, n_tta + 1, label))
+    learn.remove_cb(ProgressCallback)  # thousands of characters in a log file
+    return learn
+
+
+def checked(pred: torch.Tensor, label: str) -> np.ndarray:
+    """Predictions (n, 1) as (n,) float64. Raises: Stop where one is not finite."""
+    pred = pred[:, 0].double().numpy()
+    if not np.isfinite(pred).all():
+        raise Stop(
+            f'{label}: the model predicts NaN or infinity. If it ran in half precision, type '
+            '--precision fp32; else its weights are of no use'
+        )
+    return pred
