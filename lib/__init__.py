@@ -1,14 +1,10 @@
-"""The library of the four scripts, one concept a file.
-
-A module is imported when it is first used, as `lib.model`, so that --help and a misspelt flag do
-not wait for torch.
-"""
+"""`lib.model` is imported when it is first used, so that --help needs no torch."""
 
 from importlib import import_module
 from types import ModuleType
 
 
 def __getattr__(name: str) -> ModuleType:
-    if name.startswith('_'):
+    if name.startswith('_'):  # what Python itself looks for in a package
         raise AttributeError(name)
     return import_module(f'lib.{name}')

@@ -14,6 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from lib import files
 from lib.cli import Stop
+from lib.locks import Lock
 
 MELANOMA_RATE = 0.18
 SHIFT = 1.7  # between the classes in each trait, in standard deviations
@@ -27,34 +28,29 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
     What is there already is kept. Raises: Stop where `home` holds other data.
     """
     label, last = home / 'SYNTHETIC.txt', home / 'train.csv'
-    if label.exists() and last.exists():
-        return home
-    if last.exists():
-        raise Stop(f'{home} holds data that --demo did not make; move it away first')
-    text = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
-    files.write_text(label, text)
-    rng = np.random.default_rng(seed)
-    for split, n, first in (('train', n_train, 0), ('test', n_test, n_train)):
-        rows = _rows(rng, n, first, split)
-        folder = home / 'jpeg' / split
-        folder.mkdir(parents=True, exist_ok=True)
-        files.sweep(folder)
-        for name, target in zip(rows.image_name, rows.target, strict=True):
-            with files.atomic(folder / f'{name}.jpg') as temporary:
-                Image.fromarray(draw(rng, target)).save(temporary, quality=90)
-        if split == 'test':
-            order = rng.permutation(n)
-            submission = rows[['image_name']].iloc[order].assign(target=0)
-            files.write_csv(home / 'sample_submission.csv', submission)
-            unlabelled = rows.drop(columns=['target', 'diagnosis', 'benign_malignant'])
-            files.write_csv(home / 'test.csv', unlabelled)
-        else:
-            train = rows
-    files.write_csv(last, train)  # it says that all is there
+    with Lock(home / '.lock') as lock:
+        lock.take(wait=True)  # for another process that makes it
+        if label.exists() and last.exists():
+            return home
+        if last.exists():
+            raise Stop(f'{home} holds data that --demo did not make; move it away first')
+        text = 'Drawn by a program (python folds.py --demo). These images are not medical data.\n'
+        files.write_text(label, text)
+        rng, tables = np.random.default_rng(seed), {}
+        for split, n, first in (('train', n_train, 0), ('test', n_test, n_train)):
+            tables[split] = rows = _draw_table(rng, n, first, split)
+            for name, target in zip(rows.image_name, rows.target, strict=True):
+                with files.atomic(home / 'jpeg' / split / f'{name}.jpg') as temporary:
+                    Image.fromarray(draw(rng, target)).save(temporary, 'JPEG', quality=90)
+        test = tables['test'].drop(columns=['target', 'diagnosis', 'benign_malignant'])
+        submission = test[['image_name']].iloc[rng.permutation(n_test)].assign(target=0)
+        files.write_csv(home / 'sample_submission.csv', submission)
+        files.write_csv(home / 'test.csv', test)
+        files.write_csv(last, tables['train'])  # the last file: it says that all is there
     return home
 
 
-def _rows(rng: np.random.Generator, n: int, first: int, split: str) -> pd.DataFrame:
+def _draw_table(rng: np.random.Generator, n: int, first: int, split: str) -> pd.DataFrame:
     """A table in Kaggle's columns: several images a patient, some ages and sexes missing."""
     patients = np.repeat(np.arange(n), rng.integers(1, 11, size=n))[:n]
     target = (rng.random(n) < MELANOMA_RATE).astype(int)

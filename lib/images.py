@@ -17,9 +17,11 @@ from PIL import ExifTags, Image, ImageOps
 from tqdm import tqdm
 
 from lib.cli import Stop
-from lib.files import atomic, sweep
+from lib.files import atomic
 from lib.locks import Lock
-from lib.tables import FORMATS, SUFFIXES
+
+SUFFIXES = ('.jpg', '.jpeg', '.png')
+FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
 
 
 def cache(table: pd.DataFrame, home: Path, size: int, skip_bad: bool = False) -> list[Path | None]:
@@ -32,31 +34,49 @@ def cache(table: pd.DataFrame, home: Path, size: int, skip_bad: bool = False) ->
     Raises: Stop that lists every image that cannot be read.
     """
     folder = home / 'cache' / str(size)
-    made = [folder / s / f'{n}.jpg' for s, n in zip(table.source, table.image_name, strict=True)]
-    jobs = list(zip(map(Path, table.path), made, strict=True))
+    names = zip(table.source, table.image_name, strict=True)
+    paths = [folder / source / f'{name}.jpg' for source, name in names]
+    jobs = list(zip(map(Path, table.path), paths, strict=True))
     if all(_is_fresh(*job) for job in jobs):
-        return made
+        return paths
     with Lock(folder / '.lock') as lock:
         if not lock.take():
             print(f'{lock.holder()} makes {folder}; waiting', flush=True)
             lock.take(wait=True)
-        for source in set(table.source):
-            sweep(folder / source, alone=True)
         jobs = [job for job in jobs if not _is_fresh(*job)]
         errors = {job[1]: error for job, error in zip(jobs, _make_all(jobs, size), strict=True)}
-    if bad := [error for error in errors.values() if error]:
-        listing = f'{len(bad)} images cannot be read:\n  ' + '\n  '.join(bad)
+    if sentences := [error for error in errors.values() if error]:
+        listing = f'{len(sentences)} images cannot be read:\n  ' + '\n  '.join(sentences)
         if not skip_bad:
             raise Stop(
                 f'{listing}\nReplace them; if all of them are labelled, train.py --skip_bad begins '
                 'a run that goes without them'
             )
         print(listing)
-    return [None if errors.get(path) else path for path in made]
+    return [None if errors.get(path) else path for path in paths]
+
+
+def readable(
+    table: pd.DataFrame, home: Path, size: int, skipped: list[str], skip_bad: bool
+) -> tuple[pd.DataFrame, list[str]]:
+    """`table` with its images cached, less those that a run goes without.
+
+    `skipped`: the names of those that the run goes without already; `skip_bad` adds to them what
+    cannot be read now.
+
+    Returns: the other rows, `cached` their paths, with a new index; and the names of all that are
+    left out. Raises: Stop as `cache` does, and where a fold is left without an image.
+    """
+    rows = table[~table.image_name.isin(skipped)]
+    rows = rows.assign(cached=cache(rows, home, size, skip_bad))
+    is_bad = rows.cached.isna()
+    if set(rows.fold[~is_bad]) != set(table.fold):
+        raise Stop('a fold is left without an image that can be read; mend some of them')
+    return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
 def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
-    """`_make` each of `jobs`, on all cores."""
+    """What `_make` returns for each of `jobs`, which all cores do."""
     if not jobs:
         return []
     print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
@@ -108,21 +128,21 @@ def table_of(folder: Path) -> pd.DataFrame:
 def square(path: Path, size: int) -> Image.Image:
     """The largest centred square of an image as a viewer shows it, at `size` x `size` pixels, RGB.
 
-    Cropped, not letter-boxed: bars would tell the model the camera's aspect ratio.
+    It is cropped, not letter-boxed: bars would tell the model the camera's aspect ratio.
     """
     with Image.open(path, formats=FORMATS) as image:
         # JPEG only: decode at 1/2, 1/4 or 1/8, but to nearly twice what is asked for. That scaling
         # is little more than the mean of a block: closer to `size`, hairs and rulers alias
         scale = min(1, 1.9 * size / min(image.size))
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image = _rgb(ImageOps.exif_transpose(image))
+        image = _to_rgb(ImageOps.exif_transpose(image))
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    square = image.crop((left, top, left + side, top + side))
-    return square.resize((size, size), Image.Resampling.LANCZOS)
+    cropped = image.crop((left, top, left + side, top + side))
+    return cropped.resize((size, size), Image.Resampling.LANCZOS)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
     """An image of any mode as 8-bit RGB: 16 bits scaled, not clipped, and transparency on white."""
     if image.mode.startswith('I'):  # a grey value of 0..65535
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
@@ -138,7 +158,7 @@ def n_cores() -> int:
 
 
 def _stamp(source: Path) -> int:
-    """What a cached file's time is set to, in ns: it changes with its source's time and size.
+    """The time that a cached file is given, in ns: it changes with its source's time and size.
 
     A copy of the cache must keep times (cp -p, rsync -t), or all is made again.
     """
@@ -146,11 +166,11 @@ def _stamp(source: Path) -> int:
     return stat.st_mtime_ns + stat.st_size
 
 
-def _is_fresh(source: Path, made: Path) -> bool:
-    """Whether `made` is there and of this `source`, or of one that this machine does not have."""
-    if not (made.exists() and source.exists()):
-        return made.exists()
-    return made.stat().st_mtime_ns == _stamp(source)
+def _is_fresh(source: Path, path: Path) -> bool:
+    """Whether `path` holds the image of `source`, which this machine need not have any more."""
+    if not (path.exists() and source.exists()):
+        return path.exists()
+    return path.stat().st_mtime_ns == _stamp(source)
 
 
 def _is_ready(source: Path, size: int) -> bool:
@@ -164,8 +184,8 @@ def _is_ready(source: Path, size: int) -> bool:
 
 
 def _make(job: tuple[Path, Path], size: int) -> str | None:
-    """Cache one image; the sentence that says why not, if it cannot be read."""
-    source, made = job
+    """Cache one image, `job` its file and its place; returns why not, if it cannot be read."""
+    source, path = job
     try:
         if source.exists() and not source.is_file():
             return f'{source}: is no file'  # to open a pipe would wait for ever
@@ -174,10 +194,10 @@ def _make(job: tuple[Path, Path], size: int) -> str | None:
     except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError
         reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
         return f'{source}: {" ".join(reason.split())}'
-    with atomic(made) as temporary:
+    with atomic(path) as temporary:
         if image is None:
             shutil.copyfile(source, temporary)
         else:
-            image.save(temporary, quality=95)
+            image.save(temporary, 'JPEG', quality=95)
         os.utime(temporary, ns=(stamp, stamp))
     return None

@@ -1,6 +1,7 @@
 """Groups, known duplicates, stratified group folds, and the check that no group leaks."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,29 +12,30 @@ from sklearn.model_selection import StratifiedGroupKFold
 from lib.cli import Stop
 
 
-def groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> pd.Series:
+def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> pd.Series:
     """The group of each row, as text: its patient, else its lesion, else its image.
 
     `table` has `image_name` and may have `patient_id` and `lesion_id`; `duplicates` is two columns
-    of image names. Groups that share a lesion or a duplicate are one, chains of them too, under
-    the first of their names; a chain may run over an image that the table does not have.
+    of image names. Groups that share a lesion or a duplicate are joined, also over a chain of them
+    and over an image that the table does not have, and take the first of their names.
     """
     group = table.image_name.astype('str')
-    ends = []  # of the edges between groups: two series of names, end to end
     for column in ('lesion_id', 'patient_id'):
         if column in table:
             group = table[column].astype('str').fillna(group)
+    pairs = [(group, group)]  # the edges of a graph in which each connected part is one group
     if 'lesion_id' in table:
-        ends.append((group, table.lesion_id.astype('str').fillna(group)))
+        pairs.append((group, table.lesion_id.astype('str').fillna(group)))
     if duplicates is not None:
-        of_image = dict(zip(table.image_name, group, strict=True))
-        known = [duplicates.iloc[:, i].map(lambda name: of_image.get(name, name)) for i in (0, 1)]
-        ends.append(tuple(known))
-    left = pd.concat([group, *(a for a, _ in ends)], ignore_index=True)
-    right = pd.concat([group, *(b for _, b in ends)], ignore_index=True)
-    codes, names = pd.factorize(pd.concat([left, right]), sort=True)
-    edges = np.split(codes, 2)
-    graph = coo_array((np.ones(len(left)), edges), shape=(len(names), len(names)))
+        group_of = dict(zip(table.image_name, group, strict=True))
+        one, two = (
+            duplicates.iloc[:, i].map(lambda name: group_of.get(name, name)) for i in (0, 1)
+        )
+        pairs.append((one, two))
+    ends = pd.concat([pd.concat(series, ignore_index=True) for series in zip(*pairs, strict=True)])
+    codes, names = pd.factorize(ends, sort=True)
+    left, right = np.split(codes, 2)
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1][codes[: len(group)]]
     return group.groupby(component).transform('min').rename('group')
 
@@ -50,7 +52,7 @@ def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     fold = np.empty(len(table), dtype=int)
     strata = table.source.astype('str') + table.target.astype(int).astype('str')
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a source with fewer melanomas than folds is no mistake
+    with warnings.catch_warnings():  # a source may have fewer melanomas than there are folds
         warnings.simplefilter('ignore', UserWarning)
         for k, (_, rows) in enumerate(splitter.split(table, strata, table.group)):
             fold[rows] = k
@@ -64,7 +66,7 @@ def leaks(group: pd.Series, fold: pd.Series) -> list[str]:
 
 
 def check(group: pd.Series, fold: pd.Series) -> None:
-    """Raises: Stop that names a group in two folds, if there is one."""
+    """Check that no group is in two folds. Raises: Stop that names a group that is."""
     if leaking := leaks(group, fold):
         folds = sorted(fold[group == leaking[0]].dropna().astype(int).unique())
         raise Stop(
@@ -74,7 +76,43 @@ def check(group: pd.Series, fold: pd.Series) -> None:
 
 
 def check_classes(target: pd.Series, fold: pd.Series) -> None:
-    """Raises: Stop where the folds beside one of them do not hold melanomas and benign images."""
+    """Check that a model of any fold trains on both classes. Raises: Stop where one does not."""
     for k in sorted(fold.unique()):
         if target[fold != k].nunique() < 2:
             raise Stop(f'without fold {int(k)} there are not both melanomas and benign images left')
+
+
+def report_leaks(
+    path: Path, table: pd.DataFrame, fold_column: str, duplicates: pd.DataFrame | None
+) -> None:
+    """Print how many groups of `table`, which anybody may have made, lie in more than one fold.
+
+    `path` is where the table comes from, for the messages. A negative number in `fold_column` is
+    no fold. Raises: Stop where a group or a known pair of `duplicates` is in more than one fold.
+    """
+    name_column = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
+    unit = next((c for c in ('group', 'patient_id', 'lesion_id') if c in table), None)
+    if unit is None or name_column is None:
+        raise Stop(f'{path} needs image_name, and one of group, patient_id, lesion_id')
+    table = table.assign(image_name=table[name_column])
+    group = table.group.fillna(table.image_name) if unit == 'group' else join_groups(table)
+    number = pd.to_numeric(table[fold_column], errors='coerce')
+    # folds may have names, such as 'a' and 'b', instead of numbers
+    fold = number.where(number >= 0) if number.notna().any() else table[fold_column]
+    used = fold.notna()
+    if not used.any():
+        raise Stop(f'{path}: no row has a fold in {fold_column}')
+    print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
+    leaking, n = leaks(group, fold), group[used].nunique()
+    print(
+        f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {fold.nunique()} folds'
+    )
+    parted = []
+    if duplicates is not None:
+        fold_of = dict(zip(table.image_name[used], fold[used], strict=True))
+        pairs = [p for p in duplicates.itertuples(index=False) if set(p) <= set(fold_of)]
+        parted = [(one, two) for one, two in pairs if fold_of[one] != fold_of[two]]
+        print(f'{len(parted)} known pairs of duplicates are in different folds')
+    if leaking or parted:
+        first = leaking[0] if leaking else ' and '.join(parted[0])
+        raise Stop(f'{path} leaks, for one {first}: a score on these folds is too good')

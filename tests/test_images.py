@@ -11,7 +11,7 @@ import pytest
 from conftest import ROOT
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from lib import images
+from lib import files, images
 from lib.cli import Stop
 
 
@@ -120,6 +120,28 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     assert {p.stem for p, m in zip(paths, made, strict=True) if m is None} == bad
 
 
+def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_left_empty(
+    tmp_path, capsys
+):
+    paths = [tmp_path / f'{name}.png' for name in 'abcde']
+    for path in paths:
+        Image.new('RGB', (64, 64)).save(path)
+    table = table_of(*paths).assign(fold=[0, 0, 0, 1, 1])
+    rows, names = images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=False)
+    assert rows.image_name.tolist() == ['a', 'c', 'd', 'e'] and names == ['b']
+    assert rows.index.tolist() == [0, 1, 2, 3] and all(path.is_file() for path in rows.cached)
+    assert not (tmp_path / 'cache' / '64' / 's' / 'b.jpg').exists()
+
+    paths[3].write_bytes(b'no picture')
+    with pytest.raises(Stop, match='1 images cannot be read'):
+        images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=False)
+    rows, names = images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=True)
+    assert rows.image_name.tolist() == ['a', 'c', 'e'] and names == ['b', 'd']
+    assert 'd.png' in capsys.readouterr().out
+    with pytest.raises(Stop, match='a fold is left without'):
+        images.readable(table, tmp_path, 64, skipped=['e'], skip_bad=True)
+
+
 def test_several_processes_make_what_one_makes(tmp_path):
     rng = np.random.default_rng(0)
     paths = [tmp_path / f'{i}.png' for i in range(101)]  # enough for the pool
@@ -144,11 +166,12 @@ def test_an_image_a_pixel_high_is_read_as_it_is(size, tmp_path):
     assert pixels.shape == (64, 64, 3) and (pixels == (200, 100, 50)).all()
 
 
-def test_a_second_process_waits_for_the_cache_and_sweeps_what_a_killed_one_left(tmp_path, capsys):
+def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone(tmp_path, capsys):
     Image.new('RGB', (80, 80)).save(tmp_path / 'a.png')
-    half = tmp_path / 'cache' / '64' / 's' / '.a.another-host-1.part.jpg'
-    half.parent.mkdir(parents=True)
-    half.write_text('half')
+    with files.atomic(tmp_path / 'cache' / '64' / 's' / 'a.jpg') as half:
+        half.touch()
+    half.with_name('a.jpg').unlink()
+    half.write_text('half')  # as after a `kill -9`
     holder = (
         'import sys, time; from pathlib import Path; from lib.locks import Lock\n'
         'with Lock(Path(sys.argv[1])) as lock:\n'
@@ -160,5 +183,5 @@ def test_a_second_process_waits_for_the_cache_and_sweeps_what_a_killed_one_left(
         assert process.stdout.readline() == 'True\n'
         threading.Timer(0.5, process.stdin.close).start()
         (made,) = images.cache(table_of(tmp_path / 'a.png'), tmp_path, 64)
-    assert made.exists() and not half.exists()
+    assert np.asarray(Image.open(made)).shape == (64, 64, 3) and not half.exists()
     assert f'process {process.pid} on' in capsys.readouterr().out

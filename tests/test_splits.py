@@ -22,7 +22,7 @@ def random_table(seed=0, n=2000) -> pd.DataFrame:
             'target': (rng.random(n) < 0.05).astype(float),
         }
     )
-    return table.assign(group=splits.groups(table))
+    return table.assign(group=splits.join_groups(table))
 
 
 def test_a_group_is_the_patient_else_the_lesion_else_the_image():
@@ -33,7 +33,7 @@ def test_a_group_is_the_patient_else_the_lesion_else_the_image():
             'lesion_id': ['k', 'l', None],
         }
     )
-    assert splits.groups(table).tolist() == ['p', 'l', 'c']
+    assert splits.join_groups(table).tolist() == ['p', 'l', 'c']
 
 
 def test_a_lesion_is_never_in_two_groups():
@@ -44,7 +44,7 @@ def test_a_lesion_is_never_in_two_groups():
             'lesion_id': ['l', 'l', 'm'],
         }
     )
-    group = splits.groups(table)
+    group = splits.join_groups(table)
     assert group[0] == group[1] != group[2]
 
 
@@ -53,7 +53,7 @@ def test_duplicates_join_their_groups_over_chains_and_over_images_that_are_not_t
         {'image_name': list('abcdef'), 'patient_id': ['p', 'q', 'r', 's', 't', 'p']}
     )
     pairs = pd.DataFrame({'one': ['a', 'b', 'x', 'x'], 'two': ['b', 'c', 'd', 'e']})
-    assert splits.groups(table, pairs).tolist() == ['p', 'p', 'p', 's', 's', 'p']
+    assert splits.join_groups(table, pairs).tolist() == ['p', 'p', 'p', 's', 's', 'p']
 
 
 def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():

@@ -1,217 +1,25 @@
-"""Layouts of several archives to one table in which an ISIC id counts once."""
+"""folds.csv and any other table: read as it is meant, or refused with a sentence."""
 
-import os
-from pathlib import Path
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
+from conftest import ROOT
 
 from lib import tables
 from lib.cli import Stop
 
 
-def image(path: Path, size=(40, 30)) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', size, (200, 150, 120)).save(path)
-
-
-def csv(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-
-
-@pytest.fixture
-def data(tmp_path) -> Path:
-    """A competition of two patients and three sets beside it that contain each other."""
-    head = 'image_name,patient_id,sex,age_approx,anatom_site_general_challenge'
-    csv(
-        tmp_path / 'train.csv',
-        f'{head},diagnosis,benign_malignant,target\n'
-        'ISIC_2,IP_1,male,45.0,torso,unknown,benign,0\n'
-        'ISIC_1,IP_1,male,45.0,torso,melanoma,malignant,1\n'
-        'ISIC_3,IP_2,,,,nevus,benign,0\n',
-    )
-    csv(tmp_path / 'test.csv', f'{head}\nISIC_8,IP_8,female,30.0,torso\nISIC_9,,,,\n')
-    csv(tmp_path / 'sample_submission.csv', 'image_name,target\nISIC_9,0\nISIC_8,0\n')
-    for split, names in (('train', '123'), ('test', '89')):
-        for name in names:
-            image(tmp_path / 'jpeg' / split / f'ISIC_{name}.jpg')
-    folder = tmp_path / 'external' / 'isic2019'
-    csv(
-        folder / 'ISIC_2019_Training_GroundTruth.csv',
-        'image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_3,1,0,0,0,0,0,0,0,0\n'
-        'ISIC_4_downsampled,1,0,0,0,0,0,0,0,0\nISIC_5,0,0,1,0,0,0,0,0,0\n',
-    )
-    csv(
-        folder / 'ISIC_2019_Training_Metadata.csv',
-        'image,age_approx,anatom_site_general,lesion_id,sex\nISIC_3,5,,,male\n'
-        'ISIC_4_downsampled,50,anterior torso,,female\nISIC_5,60,head/neck,HAM_1,male\n',
-    )
-    for name in ('ISIC_3', 'ISIC_4_downsampled', 'ISIC_5'):
-        image(folder / 'ISIC_2019_Training_Input' / f'{name}.jpg')
-    folder = tmp_path / 'external' / 'isic2017'
-    csv(
-        folder / 'ISIC-2017_Training_Part3_GroundTruth.csv',
-        'image_id,melanoma,seborrheic_keratosis\nISIC_4,1.0,0.0\nISIC_6,0.0,1.0\n',
-    )
-    images = folder / 'ISIC-2017_Training_Data'
-    csv(
-        images / 'ISIC-2017_Training_Data_metadata.csv',
-        'image_id,age_approximate,sex\nISIC_4,unknown,female\nISIC_6,40,unknown\n',
-    )
-    for name in ('ISIC_4', 'ISIC_6', 'ISIC_6_superpixels'):
-        image(images / f'{name}.jpg')
-    folder = tmp_path / 'external' / 'ham10000'
-    csv(
-        folder / 'HAM10000_metadata.csv',
-        'lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_1,ISIC_5,bcc,h,60,male,face\n'
-        'HAM_4,ISIC_4,mel,h,50,female,trunk\nHAM_1,ISIC_7,bcc,h,60,male,face\n',
-    )
-    image(folder / 'HAM10000_images_part_1' / 'ISIC_5.jpg')
-    image(folder / 'HAM10000_images_part_2' / 'ISIC_4.jpg')
-    image(folder / 'HAM10000_images_part_2' / 'ISIC_7.jpg')
-    return tmp_path
-
-
-def test_an_image_of_overlapping_sets_counts_once_for_the_first(data):
-    table, dropped = tables.read_all(data, ['isic2019', 'isic2017', 'ham10000'])
-    rows = table[table.split == 'train']
-    assert dict(zip(rows.image_name, rows.source, strict=True)) == {
-        'ISIC_1': 'competition',
-        'ISIC_2': 'competition',
-        'ISIC_3': 'competition',
-        'ISIC_4_downsampled': 'isic2019',
-        'ISIC_5': 'isic2019',
-        'ISIC_6': 'isic2017',
-        'ISIC_7': 'ham10000',
-    }
-    assert dropped == {'isic2019': 1, 'isic2017': 1, 'ham10000': 2}
-    assert rows.set_index('image_name').target['ISIC_3'] == 0  # the competition's own label
-
-
-def test_the_order_of_the_sets_decides_who_keeps_an_image(data):
-    table, dropped = tables.read_all(data, ['ham10000', 'isic2017', 'isic2019'])
-    source = table.set_index('image_name').source
-    assert source['ISIC_4'] == 'ham10000' and 'ISIC_4_downsampled' not in source
-    assert dropped == {'isic2017': 1, 'isic2019': 3}
-
-
-def test_a_lesion_known_only_to_a_dropped_copy_is_kept(data):
-    table, _ = tables.read_all(data, ['isic2019', 'ham10000'])
-    assert table.set_index('image_name').lesion_id['ISIC_4_downsampled'] == 'HAM_4'
-
-
-def test_values_of_all_layouts_speak_one_language(data):
-    table, _ = tables.read_all(data, ['isic2019', 'isic2017'])
-    rows = table.set_index('image_name')
-    assert rows.diagnosis[['ISIC_4_downsampled', 'ISIC_5', 'ISIC_6']].tolist() == [
-        'melanoma',
-        'basal cell carcinoma',
-        'seborrheic keratosis',
-    ]
-    assert rows.anatom_site['ISIC_4_downsampled'] == 'torso'
-    assert rows.sex[['ISIC_6', 'ISIC_3']].isna().all()
-    assert rows.age_approx['ISIC_6'] == 40
-    assert (rows.width == 40).all() and (rows.height == 30).all()
-
-
-def test_test_rows_stand_last_in_the_submissions_order_without_a_target(data):
-    table, _ = tables.read_all(data, [])
-    assert table.image_name.tolist() == ['ISIC_1', 'ISIC_2', 'ISIC_3', 'ISIC_9', 'ISIC_8']
-    assert table.target.isna().tolist() == [False, False, False, True, True]
-
-
-def test_the_resized_copies_layout_is_read_too(data):
-    (data / 'jpeg' / 'train').rename(data / 'train')
-    (data / 'jpeg' / 'test').rename(data / 'test')
-    (data / 'jpeg').rmdir()
-    train = pd.read_csv(data / 'train.csv').assign(width=6000, height=4000)
-    train.to_csv(data / 'train.csv', index=False)
-    table, _ = tables.read_all(data, [])
-    assert all(Path(p).is_file() for p in table.path)
-    assert table.width.tolist() == [6000, 6000, 6000, 40, 40]  # native size, where a table says
-
-
-@pytest.mark.parametrize(
-    ('file', 'old', 'new', 'says'),
-    [
-        ('train.csv', 'IP_2,,,,nevus,benign,0', 'IP_2,,,,nevus,benign,2', "ISIC_3 is '2'"),
-        ('train.csv', 'IP_2,,,,nevus,benign,0', 'IP_2,,,,nevus,benign,', 'expected 0 or 1'),
-        ('train.csv', 'ISIC_3', 'ISIC_2', 'ISIC_2 stands twice'),
-        ('train.csv', 'ISIC_3', '../ISIC_3', 'not in'),
-        ('train.csv', 'ISIC_3', 'ISIC_33', '1 of 3 images'),
-        ('train.csv', 'target', 'label', 'lacks the column target'),
-        ('test.csv', 'ISIC_9', 'ISIC_7', 'different images'),
-        ('sample_submission.csv', 'ISIC_9', 'ISIC_8', 'different images'),
-    ],
-)
-def test_a_table_that_is_wrong_is_refused_with_a_sentence(data, file, old, new, says):
-    text = (data / file).read_text()
-    assert old in text
-    (data / file).write_text(text.replace(old, new))
-    with pytest.raises(Stop, match=says):
-        tables.read_all(data, [])
-
-
-@pytest.mark.parametrize('name', ['', '.', '..', 'a/b', 'a\\b', 'C:x', 'a\x00b', 'x.'])
-def test_a_name_that_could_lead_elsewhere_is_no_image_name(name, data):
-    table, _ = tables.read_all(data, [])
-    table.loc[0, 'image_name'] = name
-    with pytest.raises(Stop, match='is no image_name'):
-        tables._checked(table)
-
-
-@pytest.mark.parametrize(
-    ('column', 'value', 'says'),
-    [
-        ('source', '../../x', 'is no source'),
-        ('source', '', 'is no source'),
-        ('image_name', 'ISIC_2', 'stands twice'),
-        ('fold', '-1', 'no fold from 0 up'),
-        ('fold', '1e300', 'no fold from 0 up'),
-        ('path', 'a\x00b', 'is no path'),
-        ('fold', '', 'no fold from 0 up'),
-        ('group', '', 'a group'),
-        ('path', '', 'a path'),
-        ('target', '2', 'expected 0 or 1'),
-        ('split', 'x', 'only .train. and .test.'),
-    ],
-)
-def test_a_folds_csv_made_by_hand_is_checked(column, value, says, data):
-    table, _ = tables.read_all(data, [])
-    table = table.assign(group=table.image_name, fold=0).reindex(columns=tables.COLUMNS)
-    table.loc[4, 'fold'] = 7  # on a test row: no fold
-    table.to_csv(data / 'folds.csv', index=False)
-    read = tables.read_folds(data / 'folds.csv')
-    assert read.fold.isna().tolist() == [False, False, False, True, True]
-    table = table.astype({column: object})
-    table.loc[0, column] = value
-    table.to_csv(data / 'folds.csv', index=False)
-    with pytest.raises(Stop, match=says):
-        tables.read_folds(data / 'folds.csv')
-
-
-def test_a_broken_external_table_names_its_set(data):
-    path = data / 'external' / 'isic2019' / 'ISIC_2019_Training_GroundTruth.csv'
-    path.write_text(path.read_text().replace('ISIC_5,0', 'ISIC_5,x'))
-    with pytest.raises(Stop, match='a table of isic2019'):
-        tables.read_all(data, ['isic2019'])
-
-
-def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
-    command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
-    # of four melanomas' groups
-    out = ok(*command)  # all that are there
-    assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
-    assert 'isic2019' not in script(*command, '--external', 'none').stdout
-    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'isic2018')):
-        done = script(*command, '--external', external)
-        assert done.returncode == 1 and says in done.stderr
-    (data / 'external' / 'ham10000').rename(data / 'external' / 'other')
-    done = script(*command, '--external', 'ham10000')
-    assert done.returncode == 1 and 'there is no' in done.stderr
+def by_hand(**columns) -> pd.DataFrame:
+    """A table of four labelled images in two folds, a melanoma in each, and a test image."""
+    names = ['I1', 'I2', 'I3', 'I4', 'I9']
+    table = pd.DataFrame({'image_name': names, 'path': [f'{name}.jpg' for name in names]})
+    table['split'] = ['train'] * 4 + ['test']
+    table = table.assign(source='s', group=['p', 'q', 'r', 's', 'p'], target=[0, 1, 0, 1, ''])
+    table = table.assign(fold=[0, 0, 1, 1, 7], width=40, age_approx=50)  # a test row has no fold
+    return table.reindex(columns=tables.COLUMNS).assign(**columns).astype(object)
 
 
 def test_an_empty_or_unreadable_table_is_refused(tmp_path):
@@ -231,12 +39,6 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_right(tmp_path):
     assert table.values.tolist() == [['a,b', '1']]
 
 
-def test_a_missing_header_of_an_image_leaves_its_size_empty(data):
-    (data / 'jpeg' / 'train' / 'ISIC_1.jpg').write_bytes(b'')
-    table, _ = tables.read_all(data, [])
-    assert np.isnan(table.width[0]) and table.width[1] == 40
-
-
 @pytest.mark.parametrize(
     ('text', 'says'),
     [
@@ -254,19 +56,72 @@ def test_a_table_whose_cells_would_shift_is_refused(text, says, tmp_path):
     assert tables.read_csv(tmp_path / 'a.csv').values.tolist() == [['1', '2']]
 
 
+@pytest.mark.parametrize('name', ['', '.', '..', 'a/b', 'a\\b', 'C:x', 'a\x00b', 'x.'])
+def test_a_name_that_could_lead_elsewhere_is_no_image_name(name):
+    table = by_hand()
+    table.loc[0, 'image_name'] = name
+    with pytest.raises(Stop, match='is no image_name'):
+        tables.parse_columns(table)
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'says'),
+    [
+        ('source', '../../x', 'is no source'),
+        ('source', '', 'is no source'),
+        ('image_name', 'I2', 'stands twice'),
+        ('fold', '-1', 'no fold from 0 up'),
+        ('fold', '1e300', 'no fold from 0 up'),
+        ('path', 'a\x00b', 'is no path'),
+        ('fold', '', 'no fold from 0 up'),
+        ('group', '', 'a group'),
+        ('path', '', 'a path'),
+        ('target', '2', 'expected 0 or 1'),
+        ('split', 'x', 'only .train. and .test.'),
+    ],
+)
+def test_a_folds_csv_made_by_hand_is_checked(column, value, says, tmp_path):
+    table = by_hand()
+    table.to_csv(tmp_path / 'folds.csv', index=False)
+    read = tables.read_folds(tmp_path / 'folds.csv')
+    assert read.fold.isna().tolist() == read.target.isna().tolist() == [False] * 4 + [True]
+    assert read.path[0] == str(tmp_path / 'I1.jpg')
+    table.loc[0, column] = value
+    table.to_csv(tmp_path / 'folds.csv', index=False)
+    with pytest.raises(Stop, match=says):
+        tables.read_folds(tmp_path / 'folds.csv')
+
+
 @pytest.mark.parametrize('value', ['inf', '-3', '4.5', '1e999', 'wide'])
-def test_a_size_or_an_age_that_cannot_be_is_none(value, data):
-    table, _ = tables.read_all(data, [])
-    table = table.astype({'width': object, 'age_approx': object})
+def test_a_size_or_an_age_that_cannot_be_is_none(value):
+    table = by_hand()
     table.loc[0, ['width', 'age_approx']] = value
-    read = tables._checked(table)
+    read = tables.parse_columns(table)
     assert np.isnan(read.width[0]) and read.width[1] == 40
     assert (read.age_approx[0] == 4.5) if value == '4.5' else np.isnan(read.age_approx[0])
 
 
-def test_a_pipe_among_the_images_does_not_hang(data):
-    path = data / 'jpeg' / 'train' / 'ISIC_1.jpg'
-    path.unlink()
-    os.mkfifo(path)
-    table, _ = tables.read_all(data, [])
-    assert np.isnan(table.width[0])
+def test_the_labelled_rows_are_read_and_folds_that_leak_or_lack_a_class_are_refused(tmp_path):
+    path = tmp_path / 'folds.csv'
+    by_hand().iloc[::-1].to_csv(path, index=False)
+    table = tables.read_labelled(path)
+    assert table.image_name.tolist() == ['I4', 'I3', 'I2', 'I1']
+    assert table.index.tolist() == [0, 1, 2, 3]
+    assert table.fold.tolist() == [1, 1, 0, 0] and table.target.tolist() == [1, 0, 1, 0]
+    assert {table.fold.dtype.kind, table.target.dtype.kind} == {'i'}
+    by_hand(group=['p', 'q', 'p', 's', 'p']).to_csv(path, index=False)
+    with pytest.raises(Stop, match='p is in folds 0, 1'):
+        tables.read_labelled(path)
+    by_hand(target=[1, 1, 0, 1, '']).to_csv(path, index=False)
+    with pytest.raises(Stop, match='without fold 1'):
+        tables.read_labelled(path)
+
+
+def test_a_module_of_lib_is_imported_when_it_is_first_used():
+    code = (
+        'import sys, lib\n'
+        'print([name for name in sys.modules if name.startswith("lib.")])\n'
+        'print(lib.cli.Stop.__name__, lib.cli is sys.modules["lib.cli"], hasattr(lib, "_x"))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == '[]\nStop True False\n', done.stderr

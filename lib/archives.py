@@ -1,0 +1,205 @@
+"""The layouts of the competition and of the ISIC archives, read into one checked table.
+
+data/
+  train.csv test.csv sample_submission.csv
+  jpeg/train/*.jpg jpeg/test/*.jpg                # or train/ and test/, as in resized copies
+  ISIC_2020_Training_Duplicates.csv               # optional, as is all that follows
+  external/isic2019/  ISIC_2019_Training_GroundTruth.csv ISIC_2019_Training_Metadata.csv
+                      ISIC_2019_Training_Input/
+  external/isic2017/  ISIC-2017_Training_Part3_GroundTruth.csv ISIC-2017_Training_Data/
+  external/ham10000/  HAM10000_metadata.csv HAM10000_images_part_1/ HAM10000_images_part_2/
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from lib.cli import Stop
+from lib.images import FORMATS, SUFFIXES
+from lib.tables import COLUMNS, COMPETITION, DIAGNOSES, parse_columns, read_csv
+
+DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
+
+
+def read_competition(data: Path) -> pd.DataFrame:
+    """SIIM-ISIC 2020 as Kaggle lays it out, or a resized copy: training rows, then test rows.
+
+    Test rows come in the order of sample_submission.csv.
+    Source: https://www.kaggle.com/c/siim-isic-melanoma-classification/data
+    """
+    site = 'anatom_site_general_challenge'
+    meta = ['image_name', 'patient_id', 'sex', 'age_approx', site]
+    train = read_csv(data / 'train.csv', [*meta, 'target'])
+    test = read_csv(data / 'test.csv', meta)
+    order = read_csv(data / 'sample_submission.csv', ['image_name', 'target']).image_name
+    if not order.is_unique or set(order) != set(test.image_name):
+        raise Stop(f'{data}/sample_submission.csv and {data}/test.csv name different images')
+    test = test.set_index('image_name').loc[order].reset_index().assign(target=np.nan)
+    folder = data / 'jpeg' if (data / 'jpeg').is_dir() else data
+    parts = []
+    for split, rows in (('train', train), ('test', test)):
+        rows = rows.rename(columns={site: 'anatom_site'}).assign(split=split, source=COMPETITION)
+        parts.append(_add_paths(rows, [folder / split], str(data / f'{split}.csv')))
+    return pd.concat(parts, ignore_index=True)
+
+
+def read_isic2019(folder: Path) -> pd.DataFrame:
+    """ISIC 2019: the ground truth, one column a diagnosis, and the metadata.
+
+    Source: https://challenge.isic-archive.com/data/#2019
+    """
+    truth = read_csv(folder / 'ISIC_2019_Training_GroundTruth.csv', ['image', 'MEL', 'NV'])
+    classes = [c for c in truth.columns if c.lower() in DIAGNOSES]
+    truth['diagnosis'] = truth[classes].astype(float).idxmax(axis=1).str.lower()
+    columns = ['image', 'age_approx', 'anatom_site_general', 'lesion_id', 'sex']
+    metadata = read_csv(folder / 'ISIC_2019_Training_Metadata.csv', columns)
+    rows = truth.merge(metadata[columns], on='image', how='left', validate='one_to_one').rename(
+        columns={'image': 'image_name', 'MEL': 'target', 'anatom_site_general': 'anatom_site'}
+    )
+    images = folder / 'ISIC_2019_Training_Input'
+    return _add_paths(rows, [images, images / images.name], 'the ISIC 2019 ground truth')
+
+
+def read_isic2017(folder: Path) -> pd.DataFrame:
+    """ISIC 2017, part 3: the ground truth and the metadata.
+
+    Source: https://challenge.isic-archive.com/data/#2017
+    """
+    images = folder / 'ISIC-2017_Training_Data'
+    columns = ['image_id', 'melanoma', 'seborrheic_keratosis']
+    rows = read_csv(folder / 'ISIC-2017_Training_Part3_GroundTruth.csv', columns)
+    name = 'ISIC-2017_Training_Data_metadata.csv'  # the archive has it among the images
+    path = folder / name if (folder / name).exists() else images / name
+    metadata = read_csv(path, ['image_id', 'age_approximate', 'sex'])
+    rows = rows.merge(metadata, on='image_id', how='left', validate='one_to_one')
+    keratosis = rows.seborrheic_keratosis.astype(float) == 1
+    rows['diagnosis'] = np.where(keratosis, 'seborrheic keratosis', 'nevus')
+    rows.loc[rows.melanoma.astype(float) == 1, 'diagnosis'] = 'melanoma'
+    rows = rows.rename(
+        columns={'image_id': 'image_name', 'melanoma': 'target', 'age_approximate': 'age_approx'}
+    )
+    return _add_paths(rows, [images], 'the ISIC 2017 ground truth')
+
+
+def read_ham10000(folder: Path) -> pd.DataFrame:
+    """HAM10000: the metadata, with or without the suffix .csv, and the images in one or two parts.
+
+    Source: https://doi.org/10.7910/DVN/DBW86T
+    """
+    path = folder / 'HAM10000_metadata.csv'
+    path = path if path.exists() else folder / 'HAM10000_metadata'
+    columns = ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization']
+    names = ['lesion_id', 'image_name', 'diagnosis', 'age_approx', 'sex', 'anatom_site']
+    rows = read_csv(path, columns).rename(columns=dict(zip(columns, names, strict=True)))
+    rows['target'] = (rows.diagnosis == 'mel').astype(int)
+    parts = ['HAM10000_images_part_1', 'HAM10000_images_part_2', 'ISIC2018_Task3_Training_Input']
+    return _add_paths(rows, [folder / part for part in parts], str(path))
+
+
+# A folder's name under DATA/external, and what reads it: a new layout is a function and a line here
+EXTERNAL: dict[str, Callable[[Path], pd.DataFrame]] = {
+    'isic2019': read_isic2019,
+    'isic2017': read_isic2017,
+    'ham10000': read_ham10000,
+}
+
+
+def choose_external(external: str | None, folder: Path) -> list[str]:
+    """The sets that --external names, in its order; by default all that `folder` has.
+
+    Raises: Stop where a set is not known, or not there.
+    """
+    if external is None:
+        return [name for name in EXTERNAL if (folder / name).is_dir()]
+    names = [] if external == 'none' else [name.strip() for name in external.split(',')]
+    if unknown := [name for name in names if name not in EXTERNAL]:
+        known = ', '.join(EXTERNAL)
+        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}')
+    if absent := [name for name in names if not (folder / name).is_dir()]:
+        raise Stop(f'--external {external}: there is no {folder / absent[0]}')
+    return names
+
+
+def isic_id(names: pd.Series) -> pd.Series:
+    """What identifies an image in all archives: ISIC 2019 renamed the images that it shrank."""
+    return names.str.removesuffix('_downsampled')
+
+
+def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The competition's rows and those of the external sets, checked, each ISIC id once.
+
+    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as given by
+    `data`), training rows sorted by source and name, test rows last; and how many rows of each
+    source were dropped because a source before it has them.
+    """
+    competition = read_competition(data)
+    parts = [competition[competition.split == 'train']]
+    for source in external:
+        try:
+            rows = EXTERNAL[source](data / 'external' / source)
+        except (ValueError, pd.errors.MergeError) as e:
+            raise Stop(f'a table of {source} does not hold what its layout says: {e}') from e
+        parts.append(rows.assign(split='train', source=source))
+    parts = [rows.sort_values('image_name') for rows in parts]
+    table = pd.concat([*parts, competition[competition.split == 'test']], ignore_index=True)
+    for column in ('patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site'):
+        table[column] = table[column].astype('str') if column in table else None
+    columns = [c for c in COLUMNS if c not in ('group', 'fold')]
+    table = parse_columns(table.reindex(columns=[*columns, 'lesion_id']))
+    ids = isic_id(table.image_name)
+    # a lesion that only the dropped copy names still holds its images together
+    table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
+    if (again := ids.duplicated() & (table.split == 'test')).any():
+        name = table[again].image_name.iloc[0]
+        raise Stop(f'the test image {name} is among the training images too')
+    dropped = {
+        source: int(n) for source, n in table[ids.duplicated()].source.value_counts().items()
+    }
+    return _add_native_size(table[~ids.duplicated()].reset_index(drop=True)), dropped
+
+
+def read_duplicates(data: Path) -> pd.DataFrame | None:
+    """Two columns of image names, the known pairs; None where DATA does not have the file."""
+    columns = ['image_name_1', 'image_name_2']
+    path = data / DUPLICATES
+    return read_csv(path, columns)[columns] if path.exists() else None
+
+
+def _add_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.DataFrame:
+    """`rows` with `path`: the file in `folders` that bears the row's name. Raises: Stop."""
+    path_of = {}
+    for folder in (f for f in folders if f.is_dir()):
+        path_of |= {p.stem: p.as_posix() for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
+    if missing := [str(name) for name in rows.image_name if name not in path_of]:
+        where = ' or '.join(str(folder) for folder in folders)
+        raise Stop(
+            f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: '
+            f'{", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}'
+        )
+    return rows.assign(path=rows.image_name.map(path_of))
+
+
+def _add_native_size(table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with `width` and `height` in pixels, from the files' headers where no table says.
+
+    A header that cannot be read leaves both empty: train.py names such files, all of them.
+    """
+
+    def read_size(path: str) -> tuple[float, float]:
+        try:
+            if not Path(path).is_file():  # to open a pipe would wait for ever
+                return np.nan, np.nan
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+        except Exception:  # decoders raise anything on a broken file
+            return np.nan, np.nan
+
+    unknown = table.width.isna() | table.height.isna()
+    with ThreadPoolExecutor(8) as pool:  # the wait is for the disk
+        sizes = list(pool.map(read_size, table.path[unknown]))
+    table.loc[unknown, ['width', 'height']] = np.array(sizes, dtype=float).reshape(-1, 2)
+    return table

@@ -1,0 +1,190 @@
+"""The layouts of several archives give one table in which an ISIC id counts once."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import archives
+from lib.cli import Stop
+
+
+def image(path: Path, size=(40, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', size, (200, 150, 120)).save(path)
+
+
+def csv(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    """A competition of two patients and three sets beside it that contain each other."""
+    head = 'image_name,patient_id,sex,age_approx,anatom_site_general_challenge'
+    csv(
+        tmp_path / 'train.csv',
+        f'{head},diagnosis,benign_malignant,target\n'
+        'ISIC_2,IP_1,male,45.0,torso,unknown,benign,0\n'
+        'ISIC_1,IP_1,male,45.0,torso,melanoma,malignant,1\n'
+        'ISIC_3,IP_2,,,,nevus,benign,0\n',
+    )
+    csv(tmp_path / 'test.csv', f'{head}\nISIC_8,IP_8,female,30.0,torso\nISIC_9,,,,\n')
+    csv(tmp_path / 'sample_submission.csv', 'image_name,target\nISIC_9,0\nISIC_8,0\n')
+    for split, names in (('train', '123'), ('test', '89')):
+        for name in names:
+            image(tmp_path / 'jpeg' / split / f'ISIC_{name}.jpg')
+    folder = tmp_path / 'external' / 'isic2019'
+    csv(
+        folder / 'ISIC_2019_Training_GroundTruth.csv',
+        'image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_3,1,0,0,0,0,0,0,0,0\n'
+        'ISIC_4_downsampled,1,0,0,0,0,0,0,0,0\nISIC_5,0,0,1,0,0,0,0,0,0\n',
+    )
+    csv(
+        folder / 'ISIC_2019_Training_Metadata.csv',
+        'image,age_approx,anatom_site_general,lesion_id,sex\nISIC_3,5,,,male\n'
+        'ISIC_4_downsampled,50,anterior torso,,female\nISIC_5,60,head/neck,HAM_1,male\n',
+    )
+    for name in ('ISIC_3', 'ISIC_4_downsampled', 'ISIC_5'):
+        image(folder / 'ISIC_2019_Training_Input' / f'{name}.jpg')
+    folder = tmp_path / 'external' / 'isic2017'
+    csv(
+        folder / 'ISIC-2017_Training_Part3_GroundTruth.csv',
+        'image_id,melanoma,seborrheic_keratosis\nISIC_4,1.0,0.0\nISIC_6,0.0,1.0\n',
+    )
+    images = folder / 'ISIC-2017_Training_Data'
+    csv(
+        images / 'ISIC-2017_Training_Data_metadata.csv',
+        'image_id,age_approximate,sex\nISIC_4,unknown,female\nISIC_6,40,unknown\n',
+    )
+    for name in ('ISIC_4', 'ISIC_6', 'ISIC_6_superpixels'):
+        image(images / f'{name}.jpg')
+    folder = tmp_path / 'external' / 'ham10000'
+    csv(
+        folder / 'HAM10000_metadata.csv',
+        'lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_1,ISIC_5,bcc,h,60,male,face\n'
+        'HAM_4,ISIC_4,mel,h,50,female,trunk\nHAM_1,ISIC_7,bcc,h,60,male,face\n',
+    )
+    image(folder / 'HAM10000_images_part_1' / 'ISIC_5.jpg')
+    image(folder / 'HAM10000_images_part_2' / 'ISIC_4.jpg')
+    image(folder / 'HAM10000_images_part_2' / 'ISIC_7.jpg')
+    return tmp_path
+
+
+def test_an_image_of_overlapping_sets_counts_once_for_the_first(data):
+    table, dropped = archives.read_all(data, ['isic2019', 'isic2017', 'ham10000'])
+    rows = table[table.split == 'train']
+    assert dict(zip(rows.image_name, rows.source, strict=True)) == {
+        'ISIC_1': 'competition',
+        'ISIC_2': 'competition',
+        'ISIC_3': 'competition',
+        'ISIC_4_downsampled': 'isic2019',
+        'ISIC_5': 'isic2019',
+        'ISIC_6': 'isic2017',
+        'ISIC_7': 'ham10000',
+    }
+    assert dropped == {'isic2019': 1, 'isic2017': 1, 'ham10000': 2}
+    assert rows.set_index('image_name').target['ISIC_3'] == 0  # the competition's own label
+
+
+def test_the_order_of_the_sets_decides_who_keeps_an_image(data):
+    table, dropped = archives.read_all(data, ['ham10000', 'isic2017', 'isic2019'])
+    source = table.set_index('image_name').source
+    assert source['ISIC_4'] == 'ham10000' and 'ISIC_4_downsampled' not in source
+    assert dropped == {'isic2017': 1, 'isic2019': 3}
+
+
+def test_a_lesion_known_only_to_a_dropped_copy_is_kept(data):
+    table, _ = archives.read_all(data, ['isic2019', 'ham10000'])
+    assert table.set_index('image_name').lesion_id['ISIC_4_downsampled'] == 'HAM_4'
+
+
+def test_values_of_all_layouts_speak_one_language(data):
+    table, _ = archives.read_all(data, ['isic2019', 'isic2017'])
+    rows = table.set_index('image_name')
+    assert rows.diagnosis[['ISIC_4_downsampled', 'ISIC_5', 'ISIC_6']].tolist() == [
+        'melanoma',
+        'basal cell carcinoma',
+        'seborrheic keratosis',
+    ]
+    assert rows.anatom_site['ISIC_4_downsampled'] == 'torso'
+    assert rows.sex[['ISIC_6', 'ISIC_3']].isna().all()
+    assert rows.age_approx['ISIC_6'] == 40
+    assert (rows.width == 40).all() and (rows.height == 30).all()
+
+
+def test_test_rows_stand_last_in_the_submissions_order_without_a_target(data):
+    table, _ = archives.read_all(data, [])
+    assert table.image_name.tolist() == ['ISIC_1', 'ISIC_2', 'ISIC_3', 'ISIC_9', 'ISIC_8']
+    assert table.target.isna().tolist() == [False, False, False, True, True]
+
+
+def test_the_resized_copies_layout_is_read_too(data):
+    (data / 'jpeg' / 'train').rename(data / 'train')
+    (data / 'jpeg' / 'test').rename(data / 'test')
+    (data / 'jpeg').rmdir()
+    train = pd.read_csv(data / 'train.csv').assign(width=6000, height=4000)
+    train.to_csv(data / 'train.csv', index=False)
+    table, _ = archives.read_all(data, [])
+    assert all(Path(p).is_file() for p in table.path)
+    assert table.width.tolist() == [6000, 6000, 6000, 40, 40]  # native size, where a table says
+
+
+@pytest.mark.parametrize(
+    ('file', 'old', 'new', 'says'),
+    [
+        ('train.csv', 'IP_2,,,,nevus,benign,0', 'IP_2,,,,nevus,benign,2', "ISIC_3 is '2'"),
+        ('train.csv', 'IP_2,,,,nevus,benign,0', 'IP_2,,,,nevus,benign,', 'expected 0 or 1'),
+        ('train.csv', 'ISIC_3', 'ISIC_2', 'ISIC_2 stands twice'),
+        ('train.csv', 'ISIC_3', '../ISIC_3', 'not in'),
+        ('train.csv', 'ISIC_3', 'ISIC_33', '1 of 3 images'),
+        ('train.csv', 'target', 'label', 'lacks the column target'),
+        ('test.csv', 'ISIC_9', 'ISIC_7', 'different images'),
+        ('sample_submission.csv', 'ISIC_9', 'ISIC_8', 'different images'),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_with_a_sentence(data, file, old, new, says):
+    text = (data / file).read_text()
+    assert old in text
+    (data / file).write_text(text.replace(old, new))
+    with pytest.raises(Stop, match=says):
+        archives.read_all(data, [])
+
+
+def test_a_broken_external_table_names_its_set(data):
+    path = data / 'external' / 'isic2019' / 'ISIC_2019_Training_GroundTruth.csv'
+    path.write_text(path.read_text().replace('ISIC_5,0', 'ISIC_5,x'))
+    with pytest.raises(Stop, match='a table of isic2019'):
+        archives.read_all(data, ['isic2019'])
+
+
+def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
+    command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
+    # of four melanomas' groups
+    out = ok(*command)  # all that are there
+    assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
+    assert 'isic2019' not in script(*command, '--external', 'none').stdout
+    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'isic2018')):
+        done = script(*command, '--external', external)
+        assert done.returncode == 1 and says in done.stderr
+    (data / 'external' / 'ham10000').rename(data / 'external' / 'other')
+    done = script(*command, '--external', 'ham10000')
+    assert done.returncode == 1 and 'there is no' in done.stderr
+
+
+def test_a_missing_header_of_an_image_leaves_its_size_empty(data):
+    (data / 'jpeg' / 'train' / 'ISIC_1.jpg').write_bytes(b'')
+    table, _ = archives.read_all(data, [])
+    assert np.isnan(table.width[0]) and table.width[1] == 40
+
+
+def test_a_pipe_among_the_images_does_not_hang(data):
+    path = data / 'jpeg' / 'train' / 'ISIC_1.jpg'
+    path.unlink()
+    os.mkfifo(path)
+    table, _ = archives.read_all(data, [])
+    assert np.isnan(table.width[0])
