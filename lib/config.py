@@ -49,7 +49,7 @@ def of_flags(
     typed = deciding(flags) | {'home': str(home), 'name': name, 'skip_bad': flags['skip_bad']}
     config |= about | {'folds_sha256': files.sha256(home / 'folds.csv')}
     run = Run(folder(home, name))
-    run.check(config, deciding(defaults))
+    run.check(config, defaults)
     return run, config | {'command': cli.command('train.py', typed, defaults)}
 
 
@@ -71,22 +71,20 @@ def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     return '_'.join(words).lstrip('.') or flags['arch']
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: object) -> dict[str, Any]:
     """What a result may depend on beside the flags: device, versions, and the code's commit."""
     packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
     versions = {package: version(package) for package in packages}
+    about = {'device': str(device), 'processes': ranks.WORLD, 'python': platform.python_version()}
+    return about | versions | {'commit': _commit()}
+
+
+def _commit() -> str | None:
+    """The git commit of this code, with '-dirty' where files have changed; None without git."""
     describe = ['git', 'describe', '--always', '--dirty', '--abbrev=40', '--match=']
-    here, commit = Path(__file__).parent, None  # '-dirty' where files have changed
+    here = Path(__file__).parent
     try:
-        commit = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
-        commit = commit.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):  # no git, or no checkout
-        pass
-    python = platform.python_version()
-    return {
-        'device': device,
-        'processes': ranks.WORLD,
-        'python': python,
-        **versions,
-        'commit': commit,
-    }
+        out = subprocess.run(describe, cwd=here, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return out.stdout.strip()

@@ -80,8 +80,8 @@ class Run:
         path = self.folder / 'config.json'
         if not path.exists():
             return
-        saved = {**defaults, **files.read_json(path)}
-        differing = [k for k in {**saved, **config} if saved.get(k) != config.get(k)]
+        saved = {k: defaults.get(k) for k in config} | files.read_json(path)
+        differing = [k for k in saved if saved[k] != config.get(k)]
         differing = [k for k in differing if k not in ('command', 'skipped')]
         if 'folds_sha256' in differing:
             raise Stop(
