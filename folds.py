@@ -1,8 +1,8 @@
-"""Tables and JPEGs to one checked table with leak-free folds, folds.csv.
+"""Make folds.csv, one checked table with leak-free folds, from tables and JPEGs.
 
 python folds.py                   # Kaggle's layout under data/
-python folds.py --demo            # no data? synthetic lesions, and a home for them
-python folds.py --check FILE      # does a table of folds, anybody's, leak?
+python folds.py --demo            # synthetic lesions and a home for them, where there is no data
+python folds.py --check FILE      # whether anybody's table of folds leaks
 """
 
 import os

@@ -151,15 +151,14 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
     columns = [c for c in COLUMNS if c not in ('group', 'fold')]
     table = parse_columns(table.reindex(columns=[*columns, 'lesion_id']))
     ids = isic_id(table.image_name)
-    # a lesion that only the dropped copy names still holds its images together
+    # where only the dropped copy of an image names its lesion, the other copy takes the name over
     table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
-    if (again := ids.duplicated() & (table.split == 'test')).any():
-        name = table[again].image_name.iloc[0]
+    again = ids.duplicated()
+    if (again & (table.split == 'test')).any():
+        name = table[again & (table.split == 'test')].image_name.iloc[0]
         raise Stop(f'the test image {name} is among the training images too')
-    dropped = {
-        source: int(n) for source, n in table[ids.duplicated()].source.value_counts().items()
-    }
-    return _add_native_size(table[~ids.duplicated()].reset_index(drop=True)), dropped
+    dropped = table[again].source.value_counts().to_dict()
+    return _add_native_size(table[~again].reset_index(drop=True)), dropped
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:

@@ -71,7 +71,7 @@ def readable(
     rows = rows.assign(cached=cache(rows, home, size, skip_bad))
     is_bad = rows.cached.isna()
     if set(rows.fold[~is_bad]) != set(table.fold):
-        raise Stop('a fold is left without an image that can be read; mend some of them')
+        raise Stop('a fold is left without an image that can be read; mend one of its images')
     return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
@@ -83,7 +83,7 @@ def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
     make = partial(_make, size=size)
     if len(jobs) < 100:  # starting processes takes longer
         return list(map(make, jobs))
-    # spawn: a fork of a process in which torch has threads can hang
+    # 'spawn', since a fork of a process in which torch has threads can hang
     pool = ProcessPoolExecutor(n_cores(), get_context('spawn'), _end_with_parent)
     try:
         results = pool.map(make, jobs, chunksize=16)
@@ -188,7 +188,7 @@ def _make(job: tuple[Path, Path], size: int) -> str | None:
     source, path = job
     try:
         if source.exists() and not source.is_file():
-            return f'{source}: is no file'  # to open a pipe would wait for ever
+            return f'{source}: it is no file'  # to open a pipe would wait for ever
         stamp = _stamp(source)
         image = None if _is_ready(source, size) else square(source, size)
     except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError

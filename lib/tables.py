@@ -41,7 +41,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     try:
         with warnings.catch_warnings():
-            # by default a row longer than the header would shift every column, silently
+            # by default pandas would shift every column where a row is longer than the header
             warnings.simplefilter('error', pd.errors.ParserWarning)
             table = pd.read_csv(path, index_col=False, **options)
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].dropna()
@@ -49,7 +49,9 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as e:
         reason = ' '.join(str(e).split())
-        raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
+        raise Stop(
+            f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that format'
+        ) from None
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if missing := [c for c in columns if c not in table.columns]:
@@ -76,7 +78,7 @@ def read_folds(path: Path) -> pd.DataFrame:
     is_fold = (table.fold >= 0) & (table.fold % 1 == 0) & (table.fold < 1000)
     if (wrong := labelled & ~is_fold).any():
         name = table.image_name[wrong].iloc[0]
-        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up (to 999)')
+        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up; expected 0 to 999')
     if table.path.isna().any() or table.group[labelled].isna().any():
         raise Stop(f'{path}: every row needs a path, and every labelled row a group')
     if (wrong := table.path.str.contains(CONTROL)).any():
@@ -109,7 +111,10 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         names = table[column].astype('str').fillna('')
         wrong = ~names.str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
         if wrong.any():
-            raise Stop(f'{names[wrong].iloc[0]!r} is no {column}: no slashes, colons, empty ones')
+            raise Stop(
+                f'{names[wrong].iloc[0]!r} is no {column}; expected a name without slashes, '
+                'backslashes and colons that does not end in a dot'
+            )
     if (again := table.duplicated(['source', 'image_name'])).any():
         row = table[again].iloc[0]
         raise Stop(f'{row.image_name} stands twice in {row.source}')
@@ -121,7 +126,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         row = table[wrong].iloc[0]
         raise Stop(f'the target of {row.image_name} is {row.target!r}; expected 0 or 1')
     if not labelled.any():
-        raise Stop('there is no labelled image, so nothing to train on')
+        raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
     table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(d, d))
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
