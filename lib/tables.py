@@ -1,5 +1,9 @@
 """folds.csv, the table that train.py, infer.py and blend.py read, and the checks of any table."""
 
+import csv
+import hashlib
+import io
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +18,7 @@ COLUMNS = [
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+PLACES = ['path', 'width', 'height']  # where images lie and their native sizes decide no result
 COMPETITION = 'competition'  # the source of the competition's own images
 CONTROL = r'[\x00-\x1f]'  # the characters that no path may hold
 
@@ -99,6 +104,42 @@ def read_labelled(path: Path) -> pd.DataFrame:
     splits.check(table.group, table.fold)
     splits.check_classes(table.target, table.fold)
     return table
+
+
+def hash_rows(table: pd.DataFrame) -> str:
+    """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
+
+    `table` is all of folds.csv, as `read_folds` returns it. Where the images lie makes no
+    difference, nor do native sizes, descriptions of the patient, and the order of the rows.
+
+    What is hashed is text in ASCII, a line a row, ended by a line feed, the lines sorted by
+    image_name. A line is a JSON array, as Python's json.dumps writes it: image_name, split, source,
+    group, target, fold. The last two are integers, and an empty cell is null.
+    """
+    rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
+    rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
+    rows = rows.where(rows.notna(), None)
+    digest = hashlib.sha256()
+    for row in sorted(rows.itertuples(index=False, name=None), key=lambda row: row[0]):
+        digest.update(f'{json.dumps(row)}\n'.encode())
+    return digest.hexdigest()
+
+
+def format_folds(table: pd.DataFrame) -> str:
+    """The text of folds.csv, the same on every system; `table` has COLUMNS."""
+    integers = dict.fromkeys(('target', 'width', 'height', 'fold'), 'Int64')
+    return table[COLUMNS].astype(integers).to_csv(index=False, lineterminator='\n')
+
+
+def differ_in_places(one: str, two: str) -> bool:
+    """Whether two texts of folds.csv differ in `path`, `width` and `height`, and nowhere else."""
+
+    def drop_places(text: str) -> list[list[str]]:
+        rows = list(csv.reader(io.StringIO(text, newline='')))
+        places = [i for i, column in enumerate(rows[0] if rows else []) if column in PLACES]
+        return [[cell for i, cell in enumerate(row) if i not in places] for row in rows]
+
+    return one != two and drop_places(one) == drop_places(two)
 
 
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:

@@ -1,5 +1,6 @@
 """folds.csv and any other table: read as it is meant, or refused with a sentence."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -125,3 +126,52 @@ def test_a_module_of_lib_is_imported_when_it_is_first_used():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == '[]\nStop True False\n', done.stderr
+
+
+def test_the_hash_of_the_rows_is_that_of_the_documented_text(tmp_path):
+    path = tmp_path / 'folds.csv'
+    by_hand(group=['é', 'q', 'r', 's', '']).to_csv(path, index=False)
+    text = (
+        '["I1", "train", "s", "\\u00e9", 0, 0]\n["I2", "train", "s", "q", 1, 0]\n'
+        '["I3", "train", "s", "r", 0, 1]\n["I4", "train", "s", "s", 1, 1]\n'
+        '["I9", "test", "s", null, null, null]\n'
+    )
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert tables.hash_rows(tables.read_folds(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'same'),
+    [
+        ('path', 'elsewhere/I1.png', True),
+        ('width', 6000, True),
+        ('height', '', True),
+        ('age_approx', 30, True),
+        ('group', 'z', False),
+        ('target', 1, False),
+        ('fold', 1, False),
+        ('source', 'z', False),
+        ('image_name', 'z', False),
+        ('split', 'test', False),
+    ],
+)
+def test_the_hash_of_the_rows_changes_with_what_decides_a_result(column, value, same, tmp_path):
+    def hashed(table: pd.DataFrame) -> str:
+        table.to_csv(tmp_path / 'folds.csv', index=False)
+        return tables.hash_rows(tables.read_folds(tmp_path / 'folds.csv'))
+
+    table = by_hand()
+    before = hashed(table)
+    assert hashed(table.iloc[::-1]) == before
+    table.loc[0, column] = value
+    assert (hashed(table) == before) == same
+
+
+def test_only_paths_and_native_sizes_count_as_places():
+    before = by_hand().to_csv(index=False)
+    assert not tables.differ_in_places(before, before)
+    moved = by_hand(path='a,"b"\n.jpg', width='', height=7).to_csv(index=False)
+    assert tables.differ_in_places(before, moved)
+    assert tables.differ_in_places(before, moved.replace('\n', '\r\n'))
+    for other in (by_hand(sex='male').to_csv(index=False), moved + 'I8,', '', before[:-20]):
+        assert not tables.differ_in_places(before, other)
