@@ -90,8 +90,9 @@ def read_ham10000(folder: Path) -> pd.DataFrame:
 
     Source: https://doi.org/10.7910/DVN/DBW86T
     """
-    path = folder / 'HAM10000_metadata.csv'
-    path = path if path.exists() else folder / 'HAM10000_metadata'
+    # Dataverse offers a .tab first, for which read_csv says what to do
+    paths = [folder / f'HAM10000_metadata{suffix}' for suffix in ('.csv', '', '.tab')]
+    path = next((path for path in paths if path.exists()), paths[0])
     columns = ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization']
     names = ['lesion_id', 'image_name', 'diagnosis', 'age_approx', 'sex', 'anatom_site']
     rows = read_csv(path, columns).rename(columns=dict(zip(columns, names, strict=True)))

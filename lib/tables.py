@@ -41,15 +41,19 @@ SITES = {
 def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     """The rows of a CSV file as text, empty cells as NaN.
 
-    Raises: Stop where it is missing, empty, no CSV in UTF-8, or lacks one of `columns`.
+    Raises: Stop where it is missing, empty, no CSV in UTF-8, separated by anything but commas, or
+    lacks one of `columns`.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     try:
         with warnings.catch_warnings():
             # by default pandas would shift every column where a row is longer than the header
             warnings.simplefilter('error', pd.errors.ParserWarning)
-            table = pd.read_csv(path, index_col=False, **options)
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].dropna()
+            for separator, name in (('\t', 'tabs'), (';', 'semicolons')):
+                if len(header) == 1 and separator in header.iloc[0]:
+                    raise Stop(f'{path} is separated by {name}; save it as CSV, with commas')
+            table = pd.read_csv(path, index_col=False, **options)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as e:
@@ -60,7 +64,8 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if missing := [c for c in columns if c not in table.columns]:
-        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {", ".join(table)}')
+        there = ', '.join(c if c.isprintable() else repr(c) for c in table)
+        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
     if table.empty:
         raise Stop(f'{path} has a header and no rows')
     return table

@@ -162,6 +162,19 @@ def test_a_broken_external_table_names_its_set(data):
         archives.read_all(data, ['isic2019'])
 
 
+def test_ham10000_as_a_tab_file_is_named_with_what_to_do(data):
+    path = data / 'external' / 'ham10000' / 'HAM10000_metadata.csv'
+    table = pd.read_csv(path, dtype=str)
+    path.unlink()
+    with pytest.raises(Stop, match=r'HAM10000_metadata\.csv is missing'):
+        archives.read_all(data, ['ham10000'])
+    table.to_csv(path.with_suffix('.tab'), sep='\t', index=False)
+    with pytest.raises(Stop, match=r'\.tab is separated by tabs; save it as CSV'):
+        archives.read_all(data, ['ham10000'])
+    table.to_csv(path.with_suffix(''), index=False)
+    assert archives.read_all(data, ['ham10000'])[1] == {}
+
+
 def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
     command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
     # of four melanomas' groups

@@ -34,6 +34,12 @@ def test_an_empty_or_unreadable_table_is_refused(tmp_path):
             tables.read_csv(tmp_path / f'{name}.csv')
 
 
+def test_a_column_with_a_control_character_is_named_in_escapes(tmp_path):
+    (tmp_path / 'a.csv').write_text('é,b\x1b[31m\n1,2\n')
+    with pytest.raises(Stop, match=r"lacks the column c; it has é, 'b\\x1b\[31m'$"):
+        tables.read_csv(tmp_path / 'a.csv', ['c'])
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read_right(tmp_path):
     (tmp_path / 'a.csv').write_bytes('\ufeffimage_name,target\r\n"a,b",1\r\n'.encode())
     table = tables.read_csv(tmp_path / 'a.csv', ['image_name', 'target'])
@@ -47,6 +53,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_right(tmp_path):
         ('a,b\n1,2\n4,5,6\n', 'Expected 2 fields'),
         ('a,b,a\n1,2,3\n', 'column a twice'),
         ('a,b\n"1,2\n', 'inside string'),
+        ('a\tb\n1\t2,3\n', 'separated by tabs'),
+        ('"a";"b"\n1;2,3\n', 'separated by semicolons'),
     ],
 )
 def test_a_table_whose_cells_would_shift_is_refused(text, says, tmp_path):
