@@ -118,8 +118,9 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
         return [name for name in EXTERNAL if (folder / name).is_dir()]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
     if unknown := [name for name in names if name not in EXTERNAL]:
+        hint = '; the images of ISIC 2018 are read as ham10000' if 'isic2018' in unknown else ''
         known = ', '.join(EXTERNAL)
-        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}')
+        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}{hint}')
     if absent := [name for name in names if not (folder / name).is_dir()]:
         raise Stop(f'--external {external}: there is no {folder / absent[0]}')
     return names

@@ -181,7 +181,7 @@ def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(dat
     out = ok(*command)  # all that are there
     assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
     assert 'isic2019' not in script(*command, '--external', 'none').stdout
-    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'isic2018')):
+    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'as ham10000')):
         done = script(*command, '--external', external)
         assert done.returncode == 1 and says in done.stderr
     (data / 'external' / 'ham10000').rename(data / 'external' / 'other')
