@@ -28,14 +28,16 @@ DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
 def read_competition(data: Path) -> pd.DataFrame:
     """SIIM-ISIC 2020 as Kaggle lays it out, or a resized copy: training rows, then test rows.
 
-    Test rows come in the order of sample_submission.csv.
+    Test rows come in the order of sample_submission.csv; both may be headers without rows, where
+    there is nothing to submit.
     Source: https://www.kaggle.com/c/siim-isic-melanoma-classification/data
     """
     site = 'anatom_site_general_challenge'
     meta = ['image_name', 'patient_id', 'sex', 'age_approx', site]
     train = read_csv(data / 'train.csv', [*meta, 'target'])
-    test = read_csv(data / 'test.csv', meta)
-    order = read_csv(data / 'sample_submission.csv', ['image_name', 'target']).image_name
+    test = read_csv(data / 'test.csv', meta, may_be_empty=True)
+    sample = read_csv(data / 'sample_submission.csv', ['image_name', 'target'], may_be_empty=True)
+    order = sample.image_name
     if not order.is_unique or set(order) != set(test.image_name):
         raise Stop(f'{data}/sample_submission.csv and {data}/test.csv name different images')
     test = test.set_index('image_name').loc[order].reset_index().assign(target=np.nan)

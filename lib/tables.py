@@ -38,11 +38,11 @@ SITES = {
 }  # fmt: skip
 
 
-def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False) -> pd.DataFrame:
     """The rows of a CSV file as text, empty cells as NaN.
 
-    Raises: Stop where it is missing, empty, no CSV in UTF-8, separated by anything but commas, or
-    lacks one of `columns`.
+    Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
+    separated by anything but commas, or without one of `columns`.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     try:
@@ -66,7 +66,7 @@ def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
     if missing := [c for c in columns if c not in table.columns]:
         there = ', '.join(c if c.isprintable() else repr(c) for c in table)
         raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
-    if table.empty:
+    if table.empty and not may_be_empty:
         raise Stop(f'{path} has a header and no rows')
     return table
 

@@ -1,6 +1,7 @@
 """The layouts of several archives give one table in which an ISIC id counts once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_test_rows_stand_last_in_the_submissions_order_without_a_target(data):
     assert table.target.isna().tolist() == [False, False, False, True, True]
 
 
+def test_a_competition_without_test_images_is_read(data, ok):
+    for name in ('test.csv', 'sample_submission.csv'):
+        header = (data / name).read_text().splitlines()[0]
+        (data / name).write_text(header + '\n')
+    shutil.rmtree(data / 'jpeg' / 'test')
+    out = ok('folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2)
+    assert '7 labelled images, 0 to predict' in out
+    folds = pd.read_csv(data / 'home' / 'folds.csv')
+    assert folds.split.tolist() == ['train'] * 7 and folds.fold.isin([0, 1]).all()
+
+
 def test_the_resized_copies_layout_is_read_too(data):
     (data / 'jpeg' / 'train').rename(data / 'train')
     (data / 'jpeg' / 'test').rename(data / 'test')
@@ -144,6 +156,7 @@ def test_the_resized_copies_layout_is_read_too(data):
         ('train.csv', 'ISIC_3', 'ISIC_33', '1 of 3 images'),
         ('train.csv', 'target', 'label', 'lacks the column target'),
         ('test.csv', 'ISIC_9', 'ISIC_7', 'different images'),
+        ('sample_submission.csv', 'ISIC_9,0\nISIC_8,0\n', '', 'different images'),
         ('sample_submission.csv', 'ISIC_9', 'ISIC_8', 'different images'),
     ],
 )
