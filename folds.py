@@ -1,8 +1,8 @@
-"""Tables and JPEGs to one checked table with leak-free folds, folds.csv.
+"""Make folds.csv, one checked table with leak-free folds, from tables and JPEGs.
 
 python folds.py                   # Kaggle's layout under data/
-python folds.py --demo            # no data? synthetic lesions, and a home for them
-python folds.py --check FILE      # does a table of folds, anybody's, leak?
+python folds.py --demo            # synthetic lesions and a home for them, where there is no data
+python folds.py --check FILE      # whether anybody's table of folds leaks
 """
 
 import os
@@ -62,39 +62,45 @@ def main(
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
     paths = [os.path.relpath(os.path.realpath(path), folder) for path in table.path]
     table['path'] = [Path(path).as_posix() for path in paths]
-    write(table[lib.tables.COLUMNS], home)
+    write(table, home)
     print_folds(table[labelled])
     print_floor(table[labelled])
-    n_test = int((~labelled).sum())
-    print(f'{home / "folds.csv"}: {int(labelled.sum())} labelled images, {n_test} to predict')
+    n_train, n_test = labelled.sum(), (~labelled).sum()
+    print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
 
 
 def write(table, home: Path) -> None:
-    """Write HOME/folds.csv, unless runs were trained on another one there."""
-    path = home / 'folds.csv'
-    integers = dict.fromkeys(('target', 'width', 'height', 'fold'), 'Int64')
-    text = table.astype(integers).to_csv(index=False, lineterminator='\n')
+    """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
+    path, text = home / 'folds.csv', lib.tables.format_folds(table)
     with lib.locks.Lock(home / '.lock') as lock:
         lock.take(wait=True)  # for another folds.py
-        changes = path.exists() and path.read_bytes() != text.encode()
-        if changes and any(home.glob('runs/*/config.json')):
-            raise cli.Stop(
-                f'{path} would change, and the runs under {home / "runs"} were trained on it as it '
-                'is: choose another --home, or move the runs away'
-            )
+        old = path.read_bytes().decode(errors='replace') if path.exists() else text
+        if old != text and any(home.glob('runs/*/config.json')):
+            if not lib.tables.differ_in_places(old, text):
+                raise cli.Stop(
+                    f'{path} would change, and the runs under {home / "runs"} were trained on it '
+                    'as it is: choose another --home, or move the runs away'
+                )
+            name_rows(home, lib.files.sha256(path), lib.tables.hash_rows(table))
+            print(f'{path}: only paths and native sizes have changed, so the runs stay good')
         lib.files.write_text(path, text)
+
+
+def name_rows(home: Path, folds_sha256: str, table_sha256: str) -> None:
+    """Have old runs, which know only the hash of the whole folds.csv, name that of its rows."""
+    for path in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
+        config = lib.files.read_json(path)
+        if config.get('folds_sha256') == folds_sha256 and 'table_sha256' not in config:
+            lib.files.write_json(path, config | {'table_sha256': table_sha256})
 
 
 def print_folds(table) -> None:
     """Print a row a fold and source."""
-    rows = table.groupby(['fold', 'source']).agg(
-        images=('target', 'size'),
-        groups=('group', 'nunique'),
-        melanomas=('target', 'sum'),
-        rate=('target', 'mean'),
-    )
-    rows = rows.reset_index().astype({'fold': int, 'melanomas': int})
-    print(rows.to_string(index=False, formatters={'rate': '{:.2%}'.format}))
+    columns = {'images': ('target', 'size'), 'groups': ('group', 'nunique')}
+    columns |= {'melanomas': ('target', 'sum'), 'rate': ('target', 'mean')}
+    table = table.astype({'fold': int, 'target': int})
+    rows = table.groupby(['fold', 'source']).agg(**columns)
+    print(rows.reset_index().to_string(index=False, formatters={'rate': '{:.2%}'.format}))
 
 
 def print_floor(table) -> None:

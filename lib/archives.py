@@ -28,14 +28,16 @@ DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
 def read_competition(data: Path) -> pd.DataFrame:
     """SIIM-ISIC 2020 as Kaggle lays it out, or a resized copy: training rows, then test rows.
 
-    Test rows come in the order of sample_submission.csv.
+    Test rows come in the order of sample_submission.csv; both may be headers without rows, where
+    there is nothing to submit.
     Source: https://www.kaggle.com/c/siim-isic-melanoma-classification/data
     """
     site = 'anatom_site_general_challenge'
     meta = ['image_name', 'patient_id', 'sex', 'age_approx', site]
     train = read_csv(data / 'train.csv', [*meta, 'target'])
-    test = read_csv(data / 'test.csv', meta)
-    order = read_csv(data / 'sample_submission.csv', ['image_name', 'target']).image_name
+    test = read_csv(data / 'test.csv', meta, may_be_empty=True)
+    sample = read_csv(data / 'sample_submission.csv', ['image_name', 'target'], may_be_empty=True)
+    order = sample.image_name
     if not order.is_unique or set(order) != set(test.image_name):
         raise Stop(f'{data}/sample_submission.csv and {data}/test.csv name different images')
     test = test.set_index('image_name').loc[order].reset_index().assign(target=np.nan)
@@ -90,8 +92,9 @@ def read_ham10000(folder: Path) -> pd.DataFrame:
 
     Source: https://doi.org/10.7910/DVN/DBW86T
     """
-    path = folder / 'HAM10000_metadata.csv'
-    path = path if path.exists() else folder / 'HAM10000_metadata'
+    # Dataverse offers a .tab first, for which read_csv says what to do
+    paths = [folder / f'HAM10000_metadata{suffix}' for suffix in ('.csv', '', '.tab')]
+    path = next((path for path in paths if path.exists()), paths[0])
     columns = ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization']
     names = ['lesion_id', 'image_name', 'diagnosis', 'age_approx', 'sex', 'anatom_site']
     rows = read_csv(path, columns).rename(columns=dict(zip(columns, names, strict=True)))
@@ -117,8 +120,9 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
         return [name for name in EXTERNAL if (folder / name).is_dir()]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
     if unknown := [name for name in names if name not in EXTERNAL]:
+        hint = '; the images of ISIC 2018 are read as ham10000' if 'isic2018' in unknown else ''
         known = ', '.join(EXTERNAL)
-        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}')
+        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}{hint}')
     if absent := [name for name in names if not (folder / name).is_dir()]:
         raise Stop(f'--external {external}: there is no {folder / absent[0]}')
     return names
@@ -151,15 +155,14 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
     columns = [c for c in COLUMNS if c not in ('group', 'fold')]
     table = parse_columns(table.reindex(columns=[*columns, 'lesion_id']))
     ids = isic_id(table.image_name)
-    # a lesion that only the dropped copy names still holds its images together
+    # where only the dropped copy of an image names its lesion, the other copy takes the name over
     table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
-    if (again := ids.duplicated() & (table.split == 'test')).any():
-        name = table[again].image_name.iloc[0]
+    again = ids.duplicated()
+    if (again & (table.split == 'test')).any():
+        name = table[again & (table.split == 'test')].image_name.iloc[0]
         raise Stop(f'the test image {name} is among the training images too')
-    dropped = {
-        source: int(n) for source, n in table[ids.duplicated()].source.value_counts().items()
-    }
-    return _add_native_size(table[~ids.duplicated()].reset_index(drop=True)), dropped
+    dropped = table[again].source.value_counts().to_dict()
+    return _add_native_size(table[~again].reset_index(drop=True)), dropped
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:

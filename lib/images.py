@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import threading
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 
 from lib.cli import Stop
@@ -71,7 +72,7 @@ def readable(
     rows = rows.assign(cached=cache(rows, home, size, skip_bad))
     is_bad = rows.cached.isna()
     if set(rows.fold[~is_bad]) != set(table.fold):
-        raise Stop('a fold is left without an image that can be read; mend some of them')
+        raise Stop('a fold is left without an image that can be read; mend one of its images')
     return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
@@ -83,7 +84,7 @@ def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
     make = partial(_make, size=size)
     if len(jobs) < 100:  # starting processes takes longer
         return list(map(make, jobs))
-    # spawn: a fork of a process in which torch has threads can hang
+    # 'spawn', since a fork of a process in which torch has threads can hang
     pool = ProcessPoolExecutor(n_cores(), get_context('spawn'), _end_with_parent)
     try:
         results = pool.map(make, jobs, chunksize=16)
@@ -111,18 +112,36 @@ def _end_with_parent() -> None:
 def table_of(folder: Path) -> pd.DataFrame:
     """The images in `folder` and below it, or this one image: image_name, path, source.
 
-    A name is the path from `folder` on, with its suffix. Raises: Stop where there is none.
+    A name is the path from `folder` on, with its suffix. Hidden files and folders are passed over;
+    files of other formats are left out, and a printed line counts them.
+
+    Raises: Stop where there is no image.
     """
     if not folder.exists():
         raise Stop(f'there is no {folder}')
-    paths = [folder]
-    if folder.is_dir():
-        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in SUFFIXES and p.is_file())
+    base, paths = folder, []
+    others: Counter[str] = Counter()
+    if not folder.is_dir():
+        base, paths = folder.parent, [folder]
+    for path in sorted(folder.rglob('*')) if folder.is_dir() else []:
+        is_hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
+        if path.is_file() and not is_hidden:
+            if path.suffix.lower() in SUFFIXES:
+                paths.append(path)
+            else:
+                others[path.suffix.lower() or 'without a suffix'] += 1
+    if others:
+        kinds = ', '.join(f'{n} {_escape(suffix)}' for suffix, n in others.most_common())
+        print(f'{folder}: only JPEG and PNG are read, so these files are left out: {kinds}')
     if not paths:
-        raise Stop(f'there is no image in {folder}')
-    base = folder if folder.is_dir() else folder.parent
-    names = [p.relative_to(base).as_posix() for p in paths]
+        raise Stop(f'there is no JPEG or PNG image in {folder}')
+    names = [path.relative_to(base).as_posix() for path in paths]
     return pd.DataFrame({'image_name': names, 'path': list(map(str, paths)), 'source': 'images'})
+
+
+def _escape(text: object) -> str:
+    """`text` for a message: as it is, or with its control characters in escapes."""
+    return str(text) if str(text).isprintable() else repr(str(text))
 
 
 def square(path: Path, size: int) -> Image.Image:
@@ -188,12 +207,14 @@ def _make(job: tuple[Path, Path], size: int) -> str | None:
     source, path = job
     try:
         if source.exists() and not source.is_file():
-            return f'{source}: is no file'  # to open a pipe would wait for ever
+            return f'{_escape(source)}: it is no file'  # to open a pipe would wait for ever
         stamp = _stamp(source)
         image = None if _is_ready(source, size) else square(source, size)
+    except UnidentifiedImageError:
+        return f'{_escape(source)}: it is no JPEG and no PNG image; only those are read'
     except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError
         reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
-        return f'{source}: {" ".join(reason.split())}'
+        return f'{_escape(source)}: {" ".join(reason.split())}'
     with atomic(path) as temporary:
         if image is None:
             shutil.copyfile(source, temporary)

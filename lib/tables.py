@@ -1,5 +1,9 @@
 """folds.csv, the table that train.py, infer.py and blend.py read, and the checks of any table."""
 
+import csv
+import hashlib
+import io
+import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +18,7 @@ COLUMNS = [
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+PLACES = ['path', 'width', 'height']  # where images lie and their native sizes decide no result
 COMPETITION = 'competition'  # the source of the competition's own images
 CONTROL = r'[\x00-\x1f]'  # the characters that no path may hold
 
@@ -33,28 +38,35 @@ SITES = {
 }  # fmt: skip
 
 
-def read_csv(path: Path, columns: Iterable[str] = ()) -> pd.DataFrame:
+def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False) -> pd.DataFrame:
     """The rows of a CSV file as text, empty cells as NaN.
 
-    Raises: Stop where it is missing, empty, no CSV in UTF-8, or lacks one of `columns`.
+    Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
+    separated by anything but commas, or without one of `columns`.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     try:
         with warnings.catch_warnings():
-            # by default a row longer than the header would shift every column, silently
+            # by default pandas would shift every column where a row is longer than the header
             warnings.simplefilter('error', pd.errors.ParserWarning)
-            table = pd.read_csv(path, index_col=False, **options)
             header = pd.read_csv(path, header=None, nrows=1, **options).iloc[0].dropna()
+            for separator, name in (('\t', 'tabs'), (';', 'semicolons')):
+                if len(header) == 1 and separator in header.iloc[0]:
+                    raise Stop(f'{path} is separated by {name}; save it as CSV, with commas')
+            table = pd.read_csv(path, index_col=False, **options)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as e:
         reason = ' '.join(str(e).split())
-        raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
+        raise Stop(
+            f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that format'
+        ) from None
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if missing := [c for c in columns if c not in table.columns]:
-        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {", ".join(table)}')
-    if table.empty:
+        there = ', '.join(c if c.isprintable() else repr(c) for c in table)
+        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
+    if table.empty and not may_be_empty:
         raise Stop(f'{path} has a header and no rows')
     return table
 
@@ -76,7 +88,7 @@ def read_folds(path: Path) -> pd.DataFrame:
     is_fold = (table.fold >= 0) & (table.fold % 1 == 0) & (table.fold < 1000)
     if (wrong := labelled & ~is_fold).any():
         name = table.image_name[wrong].iloc[0]
-        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up (to 999)')
+        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up; expected 0 to 999')
     if table.path.isna().any() or table.group[labelled].isna().any():
         raise Stop(f'{path}: every row needs a path, and every labelled row a group')
     if (wrong := table.path.str.contains(CONTROL)).any():
@@ -99,6 +111,42 @@ def read_labelled(path: Path) -> pd.DataFrame:
     return table
 
 
+def hash_rows(table: pd.DataFrame) -> str:
+    """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
+
+    `table` is all of folds.csv, as `read_folds` returns it. Where the images lie makes no
+    difference, nor do native sizes, descriptions of the patient, and the order of the rows.
+
+    What is hashed is text in ASCII, a line a row, ended by a line feed, the lines sorted by
+    image_name. A line is a JSON array, as Python's json.dumps writes it: image_name, split, source,
+    group, target, fold. The last two are integers, and an empty cell is null.
+    """
+    rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
+    rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
+    rows = rows.where(rows.notna(), None)
+    digest = hashlib.sha256()
+    for row in sorted(rows.itertuples(index=False, name=None), key=lambda row: row[0]):
+        digest.update(f'{json.dumps(row)}\n'.encode())
+    return digest.hexdigest()
+
+
+def format_folds(table: pd.DataFrame) -> str:
+    """The text of folds.csv, the same on every system; `table` has COLUMNS."""
+    integers = dict.fromkeys(('target', 'width', 'height', 'fold'), 'Int64')
+    return table[COLUMNS].astype(integers).to_csv(index=False, lineterminator='\n')
+
+
+def differ_in_places(one: str, two: str) -> bool:
+    """Whether two texts of folds.csv differ in `path`, `width` and `height`, and nowhere else."""
+
+    def drop_places(text: str) -> list[list[str]]:
+        rows = list(csv.reader(io.StringIO(text, newline='')))
+        places = [i for i, column in enumerate(rows[0] if rows else []) if column in PLACES]
+        return [[cell for i, cell in enumerate(row) if i not in places] for row in rows]
+
+    return one != two and drop_places(one) == drop_places(two)
+
+
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the types of folds.csv and the competition's words for what it describes.
 
@@ -109,7 +157,10 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         names = table[column].astype('str').fillna('')
         wrong = ~names.str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
         if wrong.any():
-            raise Stop(f'{names[wrong].iloc[0]!r} is no {column}: no slashes, colons, empty ones')
+            raise Stop(
+                f'{names[wrong].iloc[0]!r} is no {column}; expected a name without slashes, '
+                'backslashes and colons that does not end in a dot'
+            )
     if (again := table.duplicated(['source', 'image_name'])).any():
         row = table[again].iloc[0]
         raise Stop(f'{row.image_name} stands twice in {row.source}')
@@ -121,7 +172,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         row = table[wrong].iloc[0]
         raise Stop(f'the target of {row.image_name} is {row.target!r}; expected 0 or 1')
     if not labelled.any():
-        raise Stop('there is no labelled image, so nothing to train on')
+        raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
     table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(d, d))
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))

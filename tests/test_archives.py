@@ -1,6 +1,7 @@
 """The layouts of several archives give one table in which an ISIC id counts once."""
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,17 @@ def test_test_rows_stand_last_in_the_submissions_order_without_a_target(data):
     assert table.target.isna().tolist() == [False, False, False, True, True]
 
 
+def test_a_competition_without_test_images_is_read(data, ok):
+    for name in ('test.csv', 'sample_submission.csv'):
+        header = (data / name).read_text().splitlines()[0]
+        (data / name).write_text(header + '\n')
+    shutil.rmtree(data / 'jpeg' / 'test')
+    out = ok('folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2)
+    assert '7 labelled images, 0 to predict' in out
+    folds = pd.read_csv(data / 'home' / 'folds.csv')
+    assert folds.split.tolist() == ['train'] * 7 and folds.fold.isin([0, 1]).all()
+
+
 def test_the_resized_copies_layout_is_read_too(data):
     (data / 'jpeg' / 'train').rename(data / 'train')
     (data / 'jpeg' / 'test').rename(data / 'test')
@@ -144,6 +156,7 @@ def test_the_resized_copies_layout_is_read_too(data):
         ('train.csv', 'ISIC_3', 'ISIC_33', '1 of 3 images'),
         ('train.csv', 'target', 'label', 'lacks the column target'),
         ('test.csv', 'ISIC_9', 'ISIC_7', 'different images'),
+        ('sample_submission.csv', 'ISIC_9,0\nISIC_8,0\n', '', 'different images'),
         ('sample_submission.csv', 'ISIC_9', 'ISIC_8', 'different images'),
     ],
 )
@@ -162,13 +175,26 @@ def test_a_broken_external_table_names_its_set(data):
         archives.read_all(data, ['isic2019'])
 
 
+def test_ham10000_as_a_tab_file_is_named_with_what_to_do(data):
+    path = data / 'external' / 'ham10000' / 'HAM10000_metadata.csv'
+    table = pd.read_csv(path, dtype=str)
+    path.unlink()
+    with pytest.raises(Stop, match=r'HAM10000_metadata\.csv is missing'):
+        archives.read_all(data, ['ham10000'])
+    table.to_csv(path.with_suffix('.tab'), sep='\t', index=False)
+    with pytest.raises(Stop, match=r'\.tab is separated by tabs; save it as CSV'):
+        archives.read_all(data, ['ham10000'])
+    table.to_csv(path.with_suffix(''), index=False)
+    assert archives.read_all(data, ['ham10000'])[1] == {}
+
+
 def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
     command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
     # of four melanomas' groups
     out = ok(*command)  # all that are there
     assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
     assert 'isic2019' not in script(*command, '--external', 'none').stdout
-    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'isic2018')):
+    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'as ham10000')):
         done = script(*command, '--external', external)
         assert done.returncode == 1 and says in done.stderr
     (data / 'external' / 'ham10000').rename(data / 'external' / 'other')

@@ -185,3 +185,36 @@ def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone
         (made,) = images.cache(table_of(tmp_path / 'a.png'), tmp_path, 64)
     assert np.asarray(Image.open(made)).shape == (64, 64, 3) and not half.exists()
     assert f'process {process.pid} on' in capsys.readouterr().out
+
+
+def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, capsys):
+    names = ['b.JPG', 'a/c.png', '._b.jpg', '.hidden/d.jpg', 'e.tif', 'a/f.TIF', 'g.webp', 'notes']
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    table = images.table_of(tmp_path)
+    assert table.image_name.tolist() == ['a/c.png', 'b.JPG']
+    assert table.path.tolist() == [str(tmp_path / name) for name in table.image_name]
+    printed = capsys.readouterr().out
+    assert '2 .tif, 1 .webp, 1 without a suffix\n' in printed and 'jpg' not in printed.lower()
+    assert images.table_of(tmp_path / 'a' / 'c.png').image_name.tolist() == ['c.png']
+    assert capsys.readouterr().out == ''
+    (tmp_path / 'a' / 'c.png').unlink()
+    with pytest.raises(Stop, match='no JPEG or PNG image'):
+        images.table_of(tmp_path / 'a')
+
+
+def test_an_image_of_another_format_is_told_which_are_read(tmp_path):
+    Image.new('RGB', (64, 64)).save(tmp_path / 'a.tif')
+    with pytest.raises(Stop, match=r'a\.tif: it is no JPEG and no PNG image'):
+        images.cache(images.table_of(tmp_path / 'a.tif'), tmp_path, 64)
+
+
+def test_a_file_name_with_control_characters_is_printed_in_escapes(tmp_path, capsys):
+    path = tmp_path / 'a\x1b[31m\n.jpg'
+    path.write_text('no picture')
+    with pytest.raises(Stop, match=r'\\x1b\[31m\\n\.jpg'):
+        images.cache(table_of(path), tmp_path, 64)
+    (tmp_path / 'b.\x1b').touch()
+    images.table_of(tmp_path)
+    assert r"1 '.\x1b'" in capsys.readouterr().out

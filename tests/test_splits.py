@@ -1,12 +1,13 @@
 """Folds that do not leak, by patient, lesion and known duplicate."""
 
+import os
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from lib import splits
+from lib import files, splits, tables
 from lib.cli import Stop
 
 
@@ -96,12 +97,12 @@ def test_more_folds_than_groups_with_a_melanoma_are_refused():
 
 
 def test_the_leak_check_on_real_folds_of_others(shared, script):
-    tables = shared / 'data' / 'tables'
+    folder = shared / 'data' / 'tables'
     leaky = script(
-        'folds.py', '--check', tables / 'train_folds_leaky.csv', '--fold_column', 'kfold'
+        'folds.py', '--check', folder / 'train_folds_leaky.csv', '--fold_column', 'kfold'
     )
     assert leaky.returncode == 1 and '2007 of 2008 groups' in leaky.stdout
-    good = script('folds.py', '--check', tables / 'train_cdeotte.csv', '--fold_column', 'tfrecord')
+    good = script('folds.py', '--check', folder / 'train_cdeotte.csv', '--fold_column', 'tfrecord')
     assert good.returncode == 0 and '0 of 2008 groups' in good.stdout
     assert '31375 of 31809 rows' in good.stdout  # -1 marks a dropped duplicate
 
@@ -141,3 +142,39 @@ def test_the_folds_columns_of_others_may_stand_in_the_input_and_are_checked_alon
     assert '1 known pairs' in out
     joined = pd.read_csv(tmp_path / 'b' / 'folds.csv').set_index('image_name')
     assert joined.group[one] == joined.group[two] and joined.fold[one] == joined.fold[two]
+
+
+def test_where_only_the_images_lie_elsewhere_folds_csv_changes_and_the_runs_stay_good(
+    demo, ok, script, tmp_path
+):
+    data, home = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'home'
+    command = ['folds.py', '--home', home, '--n_folds', 3, '--data']
+    ok(*command, data)
+    path = home / 'folds.csv'
+    old = path.read_bytes()
+    configs = {
+        'old/config.json': {'lr': 5e-6, 'folds_sha256': files.sha256(path)},
+        'other/config.json': {'folds_sha256': 'another'},
+        'new/config.json': {'folds_sha256': files.sha256(path), 'table_sha256': 'its own'},
+        'kept/blend.json': {'folds_sha256': files.sha256(path)},
+    }
+    for name, config in configs.items():
+        files.write_json(home / 'runs' / name, config)
+    assert 'stay good' not in ok(*command, data)
+
+    data = data.rename(tmp_path / 'elsewhere')
+    train = pd.read_csv(data / 'train.csv').assign(width=6000, height=4000)
+    train.to_csv(data / 'train.csv', index=False)
+    assert 'the runs stay good' in ok(*command, data)
+    table = tables.read_folds(path)
+    assert table.width.max() == 6000 and all(pd.Series(table.path).map(os.path.isfile))
+    sha256 = tables.hash_rows(table)
+    for name in ('old/config.json', 'kept/blend.json'):
+        configs[name]['table_sha256'] = sha256
+    for name, config in configs.items():
+        assert files.read_json(home / 'runs' / name) == config
+
+    new = path.read_bytes()
+    assert new != old
+    done = script(*command, data, '--seed', 1)
+    assert done.returncode == 1 and 'would change' in done.stderr and path.read_bytes() == new

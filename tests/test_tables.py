@@ -1,5 +1,6 @@
 """folds.csv and any other table: read as it is meant, or refused with a sentence."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -33,6 +34,12 @@ def test_an_empty_or_unreadable_table_is_refused(tmp_path):
             tables.read_csv(tmp_path / f'{name}.csv')
 
 
+def test_a_column_with_a_control_character_is_named_in_escapes(tmp_path):
+    (tmp_path / 'a.csv').write_text('é,b\x1b[31m\n1,2\n')
+    with pytest.raises(Stop, match=r"lacks the column c; it has é, 'b\\x1b\[31m'$"):
+        tables.read_csv(tmp_path / 'a.csv', ['c'])
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read_right(tmp_path):
     (tmp_path / 'a.csv').write_bytes('\ufeffimage_name,target\r\n"a,b",1\r\n'.encode())
     table = tables.read_csv(tmp_path / 'a.csv', ['image_name', 'target'])
@@ -46,6 +53,8 @@ def test_a_byte_order_mark_and_windows_line_ends_are_read_right(tmp_path):
         ('a,b\n1,2\n4,5,6\n', 'Expected 2 fields'),
         ('a,b,a\n1,2,3\n', 'column a twice'),
         ('a,b\n"1,2\n', 'inside string'),
+        ('a\tb\n1\t2,3\n', 'separated by tabs'),
+        ('"a";"b"\n1;2,3\n', 'separated by semicolons'),
     ],
 )
 def test_a_table_whose_cells_would_shift_is_refused(text, says, tmp_path):
@@ -125,3 +134,52 @@ def test_a_module_of_lib_is_imported_when_it_is_first_used():
     )
     done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == '[]\nStop True False\n', done.stderr
+
+
+def test_the_hash_of_the_rows_is_that_of_the_documented_text(tmp_path):
+    path = tmp_path / 'folds.csv'
+    by_hand(group=['é', 'q', 'r', 's', '']).to_csv(path, index=False)
+    text = (
+        '["I1", "train", "s", "\\u00e9", 0, 0]\n["I2", "train", "s", "q", 1, 0]\n'
+        '["I3", "train", "s", "r", 0, 1]\n["I4", "train", "s", "s", 1, 1]\n'
+        '["I9", "test", "s", null, null, null]\n'
+    )
+    expected = hashlib.sha256(text.encode()).hexdigest()
+    assert tables.hash_rows(tables.read_folds(path)) == expected
+
+
+@pytest.mark.parametrize(
+    ('column', 'value', 'same'),
+    [
+        ('path', 'elsewhere/I1.png', True),
+        ('width', 6000, True),
+        ('height', '', True),
+        ('age_approx', 30, True),
+        ('group', 'z', False),
+        ('target', 1, False),
+        ('fold', 1, False),
+        ('source', 'z', False),
+        ('image_name', 'z', False),
+        ('split', 'test', False),
+    ],
+)
+def test_the_hash_of_the_rows_changes_with_what_decides_a_result(column, value, same, tmp_path):
+    def hashed(table: pd.DataFrame) -> str:
+        table.to_csv(tmp_path / 'folds.csv', index=False)
+        return tables.hash_rows(tables.read_folds(tmp_path / 'folds.csv'))
+
+    table = by_hand()
+    before = hashed(table)
+    assert hashed(table.iloc[::-1]) == before
+    table.loc[0, column] = value
+    assert (hashed(table) == before) == same
+
+
+def test_only_paths_and_native_sizes_count_as_places():
+    before = by_hand().to_csv(index=False)
+    assert not tables.differ_in_places(before, before)
+    moved = by_hand(path='a,"b"\n.jpg', width='', height=7).to_csv(index=False)
+    assert tables.differ_in_places(before, moved)
+    assert tables.differ_in_places(before, moved.replace('\n', '\r\n'))
+    for other in (by_hand(sex='male').to_csv(index=False), moved + 'I8,', '', before[:-20]):
+        assert not tables.differ_in_places(before, other)
