@@ -40,13 +40,16 @@ def of_fold(
     `batch_size`: images a step of all processes of a launcher together, so that a learning rate
     means the same with more of them. Raises: Stop where they cannot share a batch equally.
     """
-    if batch_size % ranks.WORLD:
-        raise Stop(f'{ranks.WORLD} processes cannot share --batch_size {batch_size} equally')
-    of_one = batch_size // ranks.WORLD
+    of_one, rest = divmod(batch_size, ranks.WORLD)
+    if rest or of_one < 2:  # one image has no batch statistics
+        raise Stop(
+            f'--batch_size {batch_size} must be two or more for each of {ranks.WORLD} processes, '
+            'and as many for each'
+        )
     paths, targets = table.cached.to_numpy(), table.target.to_numpy()
     train, valid = np.flatnonzero(table.fold != k), np.flatnonzero(table.fold == k)
     train_dl = loader(paths[train], targets[train], batch_tfms, of_one, True, workers)
-    downsample = Downsample(train_dl, targets[train], neg_ratio, seed)
+    downsample = Downsample(train_dl, targets[train], neg_ratio, seed, batch_size)
     valid = valid[monitored(targets[valid], train_dl.n // 2, seed)]
     valid_dl = loader(paths[valid], targets[valid], batch_tfms, of_one, False, workers)
     return DataLoaders(train_dl, valid_dl), downsample

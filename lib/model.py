@@ -40,7 +40,9 @@ def create(
     """The model: (B, 3, size, size) float, normalized, to (B, 1) logits of melanoma.
 
     Its body starts with timm's ImageNet weights if `pretrained`, with those of the safetensors
-    file `weights` if given, else at random; its Linear head at random always (torch's generator).
+    file `weights` if given, else at random. Its Linear head starts as torch's own do: timm's
+    EfficientNets would start a single logit with weights 35 to 45 times as large, which training
+    cannot unlearn. All that is random comes from torch's generator, the head last.
 
     Raises: Stop where the weights cannot be had, or are another architecture's, or timm has none of
     that name.
@@ -48,22 +50,24 @@ def create(
     about(arch)  # config.json may be a stranger's, or of another timm
     cfg = timm.get_pretrained_cfg(arch)
     options = {'img_size': size} if cfg.fixed_input_size else {}  # transformers are told the size
-    if weights is not None:
-        model = timm.create_model(arch, num_classes=1, **options)
-        _load_body(model, weights)
-        return model
+    fetch = pretrained and weights is None
     try:
-        if pretrained and cfg.hf_hub_id and not is_cached(cfg.hf_hub_id, WEIGHTS):
+        if fetch and cfg.hf_hub_id and not is_cached(cfg.hf_hub_id, WEIGHTS):
             model_info(cfg.hf_hub_id, timeout=10)  # says no at once; timm tries for a minute
-        return timm.create_model(arch, pretrained=pretrained, num_classes=1, **options)
+        model = timm.create_model(arch, pretrained=fetch, num_classes=1, **options)
     except Exception as e:  # the hub's client raises those of whatever HTTP library it is built on
-        if not pretrained:
+        if not fetch:
             raise
         raise Stop(
             f'the ImageNet weights of {arch} cannot be fetched ({e}). Take local ones with '
             "--weights FILE (model.safetensors from the model's page on the Hugging Face hub), or "
             'start at random with --nopretrained'
         ) from e
+    if weights is not None:
+        _load_body(model, weights)
+    for head in heads(model):
+        head.reset_parameters()
+    return model
 
 
 def _load_body(model: nn.Module, path: Path) -> None:

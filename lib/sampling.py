@@ -25,13 +25,24 @@ class Downsample(Callback):
 
     `targets`: (n,) 0/1 of the rows of `dl`, the training loader, whose length is set at once,
     since `lr_find` reckons with it before the first epoch. `neg_ratio` 0: all images each epoch.
+    `batch_size`: images a step, of all processes together. An epoch takes as many more benign
+    images as fill its last batch: a step for a few images would weigh them more than others, and
+    one image alone has no batch statistics. Where there are no more, the rest is left for the next
+    epoch.
     """
 
-    def __init__(self, dl: TfmdDL, targets: np.ndarray, neg_ratio: float, seed: int):
+    def __init__(
+        self, dl: TfmdDL, targets: np.ndarray, neg_ratio: float, seed: int, batch_size: int
+    ):
         targets = np.asarray(targets)
         self.positive, self.negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
-        wanted = max(1, round(neg_ratio * len(self.positive))) if neg_ratio else len(self.negative)
-        self.k, self.seed = min(wanted, len(self.negative)), seed
+        self.seed, self.batch_size = seed, batch_size
+        n_positive, n_negative = len(self.positive), len(self.negative)
+        wanted = max(1, round(neg_ratio * n_positive)) if neg_ratio else n_negative
+        n_batches = min(-(-(n_positive + wanted) // batch_size), len(targets) // batch_size)
+        if n_batches:
+            wanted = max(n_batches * batch_size - n_positive, 1)
+        self.k = min(wanted, n_negative)
         self.loader = dl  # not `dls.train`: with several processes that wraps it
         self.set_epoch(dl, 0)
 
@@ -39,7 +50,9 @@ class Downsample(Callback):
         """The rows that an epoch trains on, shuffled."""
         drawn = self.negative[draw(len(self.negative), self.k, self.seed, epoch)]
         rows = np.concatenate([self.positive, drawn])
-        return np.random.default_rng([self.seed, epoch, 1]).permutation(rows).tolist()
+        rows = np.random.default_rng([self.seed, epoch, 1]).permutation(rows)
+        # more melanomas than benign images may still leave a rest; fewer rows than a batch are one
+        return rows[: max(len(rows) // self.batch_size, 1) * self.batch_size].tolist()
 
     def set_epoch(self, dl: TfmdDL, epoch: int) -> None:
         """Have `dl` give an epoch's rows; with workers too, which are started afterwards."""
