@@ -44,17 +44,15 @@ def main(
     precision = lib.speed.training_precision(precision, lib.data.device())
     table = lib.tables.read_labelled(home / 'folds.csv')  # refused if a patient is in two folds
     folds = sorted(table.fold.unique().tolist())
-    if fold is not None and fold not in folds:
-        raise cli.Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
-    wanted = folds if fold is None else [fold]
-
-    run, config = lib.config.of_flags(home, flags, defaults, lib.model.about(arch))
+    wanted = lib.config.choose_folds(fold, folds)
+    run, config = lib.config.of_flags(home, flags, defaults, lib.model.about(arch), wanted)
     if lr_find or run.unfinished(wanted):
         lib.model.create(arch, size, pretrained, weights)  # weights not to be had end it here
         skip_bad = skip_bad and not run.is_trained_here  # the same images are left out to the end
         table, config['skipped'] = lib.images.readable(table, home, size, run.skipped, skip_bad)
     if lr_find:
-        return find_rates(run.fold(folds[0]), folds[0], table, config, weights, workers, precision)
+        path = run.fold(folds[0]) / 'lr_find.png'
+        return find_rates(path, folds[0], table, config, weights, workers, precision)
     run.begin(config, defaults)
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
         train_fold(run, k, table, config, weights, workers, precision)
@@ -106,7 +104,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     run.finish(k, held_out, pred, lib.config.environment(device) | about)
 
 
-def find_rates(folder: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
+def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
     """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
     learn, callbacks = make_learner(k, table, config, weights, workers, precision)
     n = 100 * config['accumulate']
@@ -114,8 +112,8 @@ def find_rates(folder: Path, k: int, table, config: dict, weights, workers, prec
         learn.lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
     lr_min, lr_max = lib.learner.suggest(lrs, losses)
-    lib.pictures.draw_range_test(folder / 'lr_find.png', lrs, losses, lr_min, lr_max)
-    print(f'suggested: --lr_min {lr_min:.1e} --lr_max {lr_max:.1e}; {folder / "lr_find.png"}')
+    lib.pictures.draw_range_test(path, lrs, losses, lr_min, lr_max)
+    print(f'suggested: --lr_min {lr_min:.1e} (roughly) --lr_max {lr_max:.1e}; see {path}')
 
 
 if __name__ == '__main__':

@@ -7,9 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from lib import cli, files, ranks
+from lib import cli, files, ranks, tables
 from lib.cli import Stop
-from lib.runs import MAX_SIZE, Run, folder
+from lib.runs import MAX_SIZE, RECIPE, Run, folder
 
 # Flags that do not decide the result, so config.json leaves them out
 PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad')
@@ -18,7 +18,8 @@ PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad')
 def check(flags: dict[str, Any]) -> None:
     """Raises: Stop where a flag of train.py is out of range, or two contradict each other."""
     cli.at_least(64, size=flags['size'])
-    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'batch_size', 'accumulate')})
+    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
+    cli.at_least(2, batch_size=flags['batch_size'])  # one image has no batch statistics
     cli.at_least(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
     cli.processes(flags['workers'])
     low, high = flags['lr_min'], flags['lr_max']
@@ -32,13 +33,24 @@ def check(flags: dict[str, Any]) -> None:
         folder(Path(flags['home']), flags['name'])
 
 
+def choose_folds(fold: int | None, folds: list[int]) -> list[int]:
+    """The one `fold` that --fold names, or all. Raises: Stop where folds.csv does not have it."""
+    if fold is not None and fold not in folds:
+        raise Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
+    return folds if fold is None else [fold]
+
+
 def of_flags(
-    home: Path, flags: dict[str, Any], defaults: dict[str, Any], about: dict[str, Any]
+    home: Path,
+    flags: dict[str, Any],
+    defaults: dict[str, Any],
+    about: dict[str, Any],
+    folds: list[int],
 ) -> tuple[Run, dict[str, Any]]:
     """The run that train.py's `flags` ask for, and the config.json that it should have.
 
-    `about`: what the architecture brings along, as model.about has it. Raises: Stop where the run
-    has begun with other flags, or its name is no folder's.
+    `about`: what the architecture brings along, as model.about has it. `folds`: those to train.
+    Raises: Stop where the run has begun with other flags or by another recipe.
     """
     config = deciding(flags)
     if flags['weights']:
@@ -47,9 +59,9 @@ def of_flags(
         about = about | {'weights_sha256': files.sha256(path)}
     name = flags['name'] or name_of(config, defaults)
     typed = deciding(flags) | {'home': str(home), 'name': name, 'skip_bad': flags['skip_bad']}
-    config |= about | {'folds_sha256': files.sha256(home / 'folds.csv')}
+    config |= about | {'recipe': RECIPE} | tables.fingerprint(home / 'folds.csv')
     run = Run(folder(home, name))
-    run.check(config, defaults)
+    run.check(config, defaults, folds)
     return run, config | {'command': cli.command('train.py', typed, defaults)}
 
 

@@ -1,6 +1,7 @@
 """A run: the folder HOME/runs/NAME, what it was trained with, and what it still lacks."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,16 @@ import pandas as pd
 
 from lib import files, locks, ranks
 from lib.cli import Stop
-from lib.tables import OOF_COLUMNS
+from lib.tables import OOF_COLUMNS, is_same
 
 WEIGHTS = 'model.safetensors'
 BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
 MAX_SIZE = 4096  # pixels a side
+# Raised by one where training gives other weights for the same flags; 2: the head's start, and
+# whole batches. Absent from config.json means 1
+RECIPE = 2
+# What config.json holds that is no flag, or is compared by itself
+NOT_COMPARED = ('command', 'skipped', 'recipe', 'folds_sha256', 'table_sha256')
 
 
 class Run:
@@ -70,10 +76,13 @@ class Run:
                 f'{path}: {", ".join(wrong)} is missing or holds what train.py never writes there; '
                 'mend it, or name the other runs with --only'
             )
-        return {'cutout': False, 'skipped': [], 'command': ''} | config
+        return {'cutout': False, 'skipped': [], 'command': '', 'recipe': 1} | config
 
-    def check(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
-        """Raises: Stop where the run has begun with other flags than `config`, or another table.
+    def check(
+        self, config: dict[str, Any], defaults: dict[str, Any], folds: Iterable[int] = ()
+    ) -> None:
+        """Raises: Stop where the run has begun with other flags than `config`, or another table, or
+        cannot train `folds` to the end, since it has begun by another recipe.
 
         A flag that is absent from config.json means its default, so that old runs stay good.
         """
@@ -81,16 +90,22 @@ class Run:
         if not path.exists():
             return
         saved = {k: defaults.get(k) for k in config} | files.read_json(path)
-        differing = [k for k in saved if saved[k] != config.get(k)]
-        differing = [k for k in differing if k not in ('command', 'skipped')]
-        if 'folds_sha256' in differing:
+        differing = [k for k in saved if saved[k] != config.get(k) and k not in NOT_COMPARED]
+        if not is_same(files.read_json(path), config):
             raise Stop(
                 f'folds.csv has changed since {self} began, so its folds mean something else now; '
                 'bring the old folds.csv back, or train under another --name'
             )
         if differing:
-            pairs = ', '.join(f'{k} {saved.get(k)!r} (now {config.get(k)!r})' for k in differing)
+            pairs = ', '.join(f'{k} {saved[k]!r} (now {config.get(k)!r})' for k in differing)
             raise Stop(f'{self} was made with other flags: {pairs}; give this run another --name')
+        if self.config['recipe'] != RECIPE and self.unfinished(folds):
+            raise Stop(
+                f'{self} was begun by version {self.config["recipe"]} of the recipe, and this code '
+                f'trains by version {RECIPE}. Train it anew under another --name, or finish it by '
+                "the code that began it (its folds' run.json name the commit). What is finished is "
+                'predicted and blended as it is'
+            )
 
     def begin(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
         """Write config.json, or check that this is the same run going on. Raises: Stop."""
@@ -151,19 +166,17 @@ class Run:
         """The folds that the run has weights of."""
         return sorted(int(path.parent.name[4:]) for path in self.folder.glob(f'fold*/{WEIGHTS}'))
 
-    def is_ready(self, folds: list[int]) -> bool:
-        """Whether all `folds` are trained; says so if not.
+    def is_ready(self, folds: list[int], table: dict[str, str]) -> bool:
+        """Whether all `folds` are trained; says so if not. `table`: today's tables.fingerprint.
 
-        Raises: Stop where it was trained on another folds.csv.
+        Raises: Stop where the run was trained on another folds.csv.
         """
-        path = self.home / 'folds.csv'
-        if self.config['folds_sha256'] != files.sha256(path):
+        if not is_same(self.config, table):
             raise Stop(
-                f'{self} was trained on another {path}, so its held-out images are others; bring '
-                'that file back, or name the other runs with --only'
+                f'{self} was trained on another {self.home / "folds.csv"}, so its held-out images '
+                'are others; bring that file back, or name the other runs with --only'
             )
-        missing = self.unfinished(folds)
-        if missing:
+        if missing := self.unfinished(folds):
             print(f'passed over {self.training_note(folds)}')
         return not missing
 
@@ -171,9 +184,13 @@ class Run:
         """A sentence that names the unfinished folds, who is at them, and what trains the rest."""
         notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
         missing = ', '.join(f'{k}{note}' for k, note in notes)
-        command = self.config['command']
-        if not (command.startswith('python train.py') and command.isprintable()):  # a stranger's
-            command = 'python train.py with its flags'
+        words = shlex.split(self.config['command'])
+        if words[:2] != ['python', 'train.py'] or not self.config['command'].isprintable():
+            return f'{self}: fold {missing} still to be trained: python train.py with its flags'
+        for flag in ('--home', '--name'):  # it may have been moved or renamed since
+            if flag in words:
+                del words[words.index(flag) : words.index(flag) + 2]
+        command = shlex.join([*words, '--home', str(self.home), '--name', self.name])
         return f'{self}: fold {missing} still to be trained: {command}'
 
 

@@ -7,11 +7,13 @@ import json
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from lib import splits
 from lib.cli import Stop
+from lib.files import sha256
 
 COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
@@ -128,6 +130,19 @@ def hash_rows(table: pd.DataFrame) -> str:
     for row in sorted(rows.itertuples(index=False, name=None), key=lambda row: row[0]):
         digest.update(f'{json.dumps(row)}\n'.encode())
     return digest.hexdigest()
+
+
+def fingerprint(path: Path) -> dict[str, str]:
+    """What tells one folds.csv from another: `table_sha256`, by `hash_rows`, and `folds_sha256`, of
+    the whole file, which is all that older runs have noted.
+    """
+    return {'folds_sha256': sha256(path), 'table_sha256': hash_rows(read_folds(path))}
+
+
+def is_same(saved: dict[str, Any], now: dict[str, str]) -> bool:
+    """Whether what was noted of a folds.csv fits the fingerprint of today's."""
+    key = 'table_sha256' if 'table_sha256' in saved else 'folds_sha256'
+    return saved.get(key) == now[key]
 
 
 def format_folds(table: pd.DataFrame) -> str:
