@@ -46,27 +46,19 @@ def main(
 
     table = lib.tables.read_folds(home / 'folds.csv')
     folds = sorted(table.fold.dropna().astype(int).unique().tolist())
-    runs = [run for run in runs if run.is_ready(folds)]  # trained in all folds
+    fingerprint = lib.tables.fingerprint(home / 'folds.csv')
+    runs = [run for run in runs if run.is_ready(folds, fingerprint)]
     if not runs:
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in runs:
-        parts = lib.parts.of_run(run, table, folds)
-        if all(part.is_made(settings) for part in parts):
-            print(f'{run} is finished with these weights and flags')
-        else:
-            rows = table[~table.image_name.isin(run.skipped)]
-            rows = rows.assign(cached=lib.images.cache(rows, home, run.config['size']))
-            parts = lib.parts.of_run(run, rows, folds)
+        parts = lib.parts.of_run(run, table, folds)  # a fold's held-out images, or the test images
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
             print(f'{part}, {n_tta} + 1 passes', flush=True)
             part.write(*predict(part, *options), settings, precision)
         if all(part.is_made(settings) for part in parts):
             pool(run, parts, table, prior, n_tta)
         else:
-            print(
-                f'{run}: some predictions are missing, and another process is making them'
-                f'{lib.parts.holders(parts)}. Type this again when it is done'
-            )
+            print(lib.parts.missing_note(parts))
 
 
 def predict(part, settings, precision: str, workers: int | None, compile: bool):
@@ -74,11 +66,13 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     config = part.run.config
     net = lib.model.load(config['arch'], config['size'], part.weights)
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
-    dls = lib.data.of_rows(part.rows, tfms, settings.batch_size, workers)
+    batch_size = 1 if part.kind == 'images' else settings.batch_size  # whatever lies beside it
+    dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
     net = lib.model.Probability(net, dls.valid.bs, precision)
     if compile:
         lib.speed.compile(net.model)
-    learn = lib.tta.predictor(dls, net, settings.seed, settings.n_tta, f'fold {part.k}')
+    seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')
+    learn = lib.tta.predictor(dls, net, seed_batch, settings.n_tta, f'fold {part.k}')
     if settings.n_tta:
         (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None keeps the plain pass apart
     else:
@@ -104,6 +98,7 @@ def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
 
 def predict_images(runs, folder: Path, out: Path, prior: float | None, options: tuple) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
+    lib.files.check_out(out, ['image_name', 'pred', 'prob'])
     table, preds = lib.images.table_of(folder), []
     for run in runs:
         with tempfile.TemporaryDirectory() as home:  # no cache of images that come once

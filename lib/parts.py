@@ -1,7 +1,10 @@
 """What infer.py predicts, part by part: one fold's model on one set of images."""
 
+import hashlib
+import json
+import shlex
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,10 +14,14 @@ import pandas as pd
 
 from lib import files, locks
 from lib.cli import Stop
+from lib.images import cache
 from lib.runs import WEIGHTS, Run
 from lib.tables import OOF_COLUMNS, read_csv
 
 PREDS = ['pred', 'pred_plain']
+# Raised by one where the same settings predict otherwise; 2: each model draws views of its own.
+# Absent from a record means 1
+DRAWS = 2
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,19 @@ class Part:
         return self.record.get('weights_sha256') == self.weights_sha256
 
     def is_made(self, settings: Settings) -> bool:
-        """Whether it is there, as these settings and today's weights would make it."""
-        return self.has_todays_weights and settings.fit(self.record)
+        """Whether it is there, as these settings and today's weights would make it.
+
+        Draws of an older version count where all parts have them, so that they are pooled.
+        """
+        is_current = self.record.get('draws', 1) == DRAWS or self.pooled_path.exists()
+        return self.has_todays_weights and settings.fit(self.record) and is_current
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """What gives the draws of each run and fold a seed of its own: the run's, and the fold."""
+        decides = {k: v for k, v in self.run.config.items() if k not in ('command', 'table_sha256')}
+        text = json.dumps(decides, sort_keys=True)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), self.k
 
     def write(
         self, pred: np.ndarray, plain: np.ndarray, settings: Settings, precision: str
@@ -99,7 +117,7 @@ class Part:
         """Save predictions, (n,) each in the order of `rows`, and the record of their making."""
         columns = OOF_COLUMNS if self.kind == 'oof' else ['image_name']
         self.path.unlink(missing_ok=True)
-        used = {'precision': precision, 'weights_sha256': self.weights_sha256}
+        used = {'precision': precision, 'draws': DRAWS, 'weights_sha256': self.weights_sha256}
         files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)
         files.write_csv(self.path, self.rows[columns].assign(pred=pred, pred_plain=plain))
 
@@ -107,8 +125,7 @@ class Part:
 def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
     """Each fold's held-out images and each fold's prediction of the test images.
 
-    `table`: folds.csv, with `cached` where the parts are to be predicted. The images that the run
-    was trained without are in no part.
+    `table`: folds.csv. The images that the run was trained without are in no part.
     """
     table = table[~table.image_name.isin(run.config['skipped'])]
     test, labelled = table[table.split == 'test'], table[table.split == 'train']
@@ -118,13 +135,21 @@ def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
 
 
 def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
-    """The parts that `settings` has not made and nobody else makes, each locked meanwhile."""
-    for part in locks.claim(
-        {part.lock: part for part in parts}, lambda part: part.is_made(settings)
-    ):
+    """The parts that `settings` has not made and nobody else makes, each locked meanwhile.
+
+    Their rows have `cached`: the images of all parts are cached before the first is predicted.
+    Raises: Stop where an image cannot be read.
+    """
+    run = parts[0].run
+    if all(part.is_made(settings) for part in parts):
+        print(f'{run} is finished with these weights and flags')
+        return
+    rows = pd.concat([part.rows for part in parts]).drop_duplicates('image_name')
+    cached = dict(zip(rows.image_name, cache(rows, run.home, run.config['size']), strict=True))
+    for part in locks.claim({part.lock: part for part in parts}, lambda p: p.is_made(settings)):
         for name in ('infer.json', 'oof.csv', 'test.csv'):  # pooled by other settings
-            (part.run.folder / name).unlink(missing_ok=True)
-        yield part
+            (run.folder / name).unlink(missing_ok=True)
+        yield replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
 
 
 def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
@@ -146,9 +171,13 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
     return pooled
 
 
-def holders(parts: list[Part]) -> str:
-    """Who is at the parts, such as ' (process 12 on HOST is at it)'; '' where nobody is."""
-    return ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
+def missing_note(parts: list[Part]) -> str:
+    """What to tell whoever finds parts that another process is at."""
+    notes = ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
+    return (
+        f'{parts[0].run}: some predictions are missing, and another process is making them{notes}; '
+        'type this again when it has ended'
+    )
 
 
 def n_tta(parts: list[Part]) -> int:
@@ -163,4 +192,7 @@ def n_tta(parts: list[Part]) -> int:
         why = 'was trained again since infer.py ran'
     else:
         return parts[0].record['n_tta']
-    raise Stop(f'{run} {why}: python infer.py --home {run.home} --only {run.name}')
+    passes = next((p.record['n_tta'] for p in parts if 'n_tta' in p.record), None)
+    words = ['python', 'infer.py', '--home', str(run.home), '--only', run.name]
+    words += ['--n_tta', str(passes)] if passes is not None else []
+    raise Stop(f'{run} {why}: {shlex.join(words)}')

@@ -1,5 +1,8 @@
 """What fastai's `Learner.tta` needs to predict here: draws that can be repeated, and a bar."""
 
+import hashlib
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from fastai.vision.all import (
@@ -19,19 +22,24 @@ from lib.speed import keep_memory
 
 
 class SeedBatch(Transform):
-    """Seeds each batch from (seed, pass, batch number), so that its draws depend on nothing else.
+    """Seeds each batch from (seeds, pass, batch number), so that its draws depend on nothing else.
 
-    It is the first of the batch transforms and no callback: between a callback's events and a
-    batch, torch's DataLoader draws from the global generator.
+    With `by_image` the images, one a batch, stand for the number: an image is then augmented in the
+    same ways whatever lies beside it. It is the first of the batch transforms and no callback:
+    between a callback's events and a batch, torch's DataLoader draws from the global generator.
     """
 
     order = 1
 
-    def __init__(self, seed: int):
-        self.seed, self.n_pass, self.n_batch = seed, 0, 0
+    def __init__(self, seeds: Sequence[int], by_image: bool = False):
+        self.seeds, self.by_image, self.n_pass, self.n_batch = seeds, by_image, 0, 0
 
     def encodes(self, x: TensorImage) -> TensorImage:
-        seed_all(self.seed, self.n_pass, self.n_batch)
+        number = self.n_batch
+        if self.by_image:
+            digest = hashlib.sha256(x.cpu().numpy().tobytes()).digest()
+            number = int.from_bytes(digest[:8])
+        seed_all(*self.seeds, self.n_pass, number)
         self.n_batch += 1
         return x
 
@@ -62,15 +70,19 @@ class Passes(Callback):
 
 
 def predictor(
-    dls: DataLoaders, model: nn.Module, seed: int = 0, n_tta: int = 0, label: str = 'predict'
+    dls: DataLoaders,
+    model: nn.Module,
+    seed_batch: SeedBatch | None = None,
+    n_tta: int = 0,
+    label: str = 'predict',
 ) -> Learner:
     """A Learner to predict with, by `tta` or `get_preds`: (n, 1) probabilities on the CPU.
 
-    `model`: a model.Probability. What each pass draws depends on (seed, pass, batch number) alone.
+    `model`: a model.Probability. `seed_batch` decides what the passes of tta draw.
     """
     if dls.device.type == 'cpu':
         keep_memory()
-    seed_batch = SeedBatch(seed)
+    seed_batch = seed_batch or SeedBatch([0])
     dls.valid.after_batch.add(seed_batch)
     # this loss is never used, and has no activation, of which fastai would make a second sigmoid
     loss = lambda pred, target: pred.mean()  # noqa: E731
