@@ -33,9 +33,9 @@ class CPUMixed(MixedPrecision):
         super().__init__(AMPMode.BF16)
 
     def before_fit(self) -> None:
-        """Have the batches autocast for the CPU."""
-        super().before_fit()
+        """Have the batches autocast for the CPU, which needs no scaler."""
         self.autocast = torch.autocast('cpu', torch.bfloat16)
+        self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), []
 
 
 class Accumulate(Callback):

@@ -97,17 +97,22 @@ def read_range_test(recorder: Recorder, num_it: int) -> tuple[np.ndarray, np.nda
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
     """The rates to start from and to peak at, read off a range test.
 
-    The maximum is a tenth of the rate at the lowest loss; the minimum is where the loss first
-    falls: below its level over the first tenth of the test by a tenth of all that it falls. That
-    first tenth, in which the smoothed loss settles, is not read.
+    The maximum is a tenth of the rate at the lowest loss. The minimum is where the loss first
+    falls: below its level over the first tenth of the test by a tenth of all that it falls. It is
+    rough, and varies by decades from test to test. The first tenth, in which the smoothed loss
+    settles, is not read otherwise.
 
-    Raises: Stop where the loss never falls.
+    Raises: Stop where the loss falls by no more than two standard deviations of that first tenth,
+    as noise alone may do.
     """
     settled = len(losses) // 10
-    rates, rest = lrs[settled:], losses[settled:]
-    before = np.mean(losses[:settled]) if settled else 0
-    if not len(rest) or rest.min() >= before:
-        raise Stop('the loss never falls in this range test; look at the images and at --weights')
+    first, rates, rest = losses[:settled], lrs[settled:], losses[settled:]
+    fall = first.mean() - rest.min() if settled > 1 else 0
+    if settled < 2 or fall <= 2 * first.std(ddof=1):
+        raise Stop(
+            'the loss falls no further in this range test than noise would make it; look at the '
+            'images, at --weights and at --batch_size'
+        )
     lr_max = rates[np.argmin(rest)] / 10
-    fallen = rest < before - 0.1 * (before - rest.min())
-    return float(min(rates[np.argmax(fallen)], lr_max)), float(lr_max)
+    has_fallen = rest < first.mean() - 0.1 * fall
+    return float(min(rates[np.argmax(has_fallen)], lr_max)), float(lr_max)
