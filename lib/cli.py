@@ -4,6 +4,8 @@ import difflib
 import errno
 import functools
 import inspect
+import io
+import os
 import re
 import shlex
 import signal
@@ -11,7 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TextIO, get_args
 
 import fire
 from fastcore.docments import docments
@@ -69,6 +71,33 @@ def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str
     return shlex.join(words)
 
 
+class Output(io.TextIOBase):
+    """stdout that shows each line when it is printed, in a log file too.
+
+    A reader that goes away, as `head` does, or a stdout that is closed ends the lines but not the
+    work.
+    """
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Pass `text` on, if somebody still reads."""
+        try:
+            if self.stream is not None:
+                self.stream.write(text)
+                self.stream.flush()
+        except BrokenPipeError:
+            # Python flushes stdout once more when it ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.stream = None
+        return len(text)
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal, which progress bars ask."""
+        return self.stream is not None and self.stream.isatty()
+
+
 def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """Call `main` with the flags of the command line; every parameter needs a type and a default.
 
@@ -78,12 +107,11 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     keep('what is finished')
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line when it is printed
+    sys.stdout = Output(sys.stdout)
     # fastai and kornia script functions, which torch deprecates: nothing a user can act on
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     if {'--help', '-h'} & set(args):
-        print(usage(main))
-        return
+        return print(usage(main))
     try:
         flags = parse(main, args)
     except Stop as sentence:

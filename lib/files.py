@@ -87,3 +87,20 @@ def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def check_out(path: Path, header: list[str]) -> None:
+    """Raises: Stop where a CSV with this `header` must not be written to `path`.
+
+    That is where it would replace anything but an earlier such file: a photo, or folds.csv.
+    """
+    if path.suffix.lower() != '.csv':
+        raise Stop(f'--out must name a .csv file, not {path}')
+    if path.exists():
+        with open(path, 'rb') as f:
+            first = f.readline(1000).strip()
+        if first != ','.join(header).encode():
+            raise Stop(
+                f'{path} exists and is no table of {", ".join(header)}, so it is not overwritten; '
+                'choose another --out'
+            )
