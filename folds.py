@@ -14,14 +14,14 @@ from lib import cli
 
 def main(
     *,
-    data: str = 'data',  # folder with the images, train.csv, test.csv and sample_submission.csv
-    home: str = '.',  # folder that folds.csv is written to; nothing is written under --data
+    data: str = 'data',  # folder of train.csv, test.csv, sample_submission.csv, images; only read
+    home: str = '.',  # folder that folds.csv is written to
     n_folds: int = 5,  # number of folds
     seed: int = 0,  # the same seed gives the same folds, byte for byte
     # sets under DATA/external to add, such as isic2019,isic2017: an image that two sets share
     # counts once, for the first. By default all that are there; 'none' for none
     external: str | None = None,
-    check: str | None = None,  # only count the groups that are in two folds of this CSV, anybody's
+    check: str | None = None,  # only count the groups in two folds of this CSV, make nothing
     fold_column: str = 'fold',  # --check's column of folds; a negative number in it is no fold
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo
 ) -> None:

@@ -25,14 +25,20 @@ SUFFIXES = ('.jpg', '.jpeg', '.png')
 FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
 
 
-def cache(table: pd.DataFrame, home: Path, size: int, skip_bad: bool = False) -> list[Path | None]:
+def cache(
+    table: pd.DataFrame,
+    home: Path,
+    size: int,
+    skip_bad: bool = False,
+    advice: str = 'Replace them, and the same command goes on',
+) -> list[Path | None]:
     """Paths of the images of `table` (image_name, path, source) as `size` x `size` pixel JPEGs.
 
     They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. Those that are missing, or whose source has
     changed since, are made by all cores; a second process waits meanwhile. With `skip_bad` the
     path of an image that cannot be read is None.
 
-    Raises: Stop that lists every image that cannot be read.
+    Raises: Stop that lists every image that cannot be read, and ends with `advice`.
     """
     folder = home / 'cache' / str(size)
     names = zip(table.source, table.image_name, strict=True)
@@ -45,16 +51,14 @@ def cache(table: pd.DataFrame, home: Path, size: int, skip_bad: bool = False) ->
             print(f'{lock.holder()} makes {folder}; waiting', flush=True)
             lock.take(wait=True)
         jobs = [job for job in jobs if not _is_fresh(*job)]
-        errors = {job[1]: error for job, error in zip(jobs, _make_all(jobs, size), strict=True)}
-    if sentences := [error for error in errors.values() if error]:
-        listing = f'{len(sentences)} images cannot be read:\n  ' + '\n  '.join(sentences)
+        results = zip(jobs, _make_all(jobs, size), strict=True)
+        errors = {path: error for (_, path), error in results if error}
+    if errors:
+        listing = f'{len(errors)} images cannot be read:\n  ' + '\n  '.join(errors.values())
         if not skip_bad:
-            raise Stop(
-                f'{listing}\nReplace them; if all of them are labelled, train.py --skip_bad begins '
-                'a run that goes without them'
-            )
+            raise Stop(f'{listing}\n{advice}')
         print(listing)
-    return [None if errors.get(path) else path for path in paths]
+    return [None if path in errors else path for path in paths]
 
 
 def readable(
@@ -69,7 +73,8 @@ def readable(
     left out. Raises: Stop as `cache` does, and where a fold is left without an image.
     """
     rows = table[~table.image_name.isin(skipped)]
-    rows = rows.assign(cached=cache(rows, home, size, skip_bad))
+    advice = 'Replace them, or begin a run that goes without them: train.py --skip_bad'
+    rows = rows.assign(cached=cache(rows, home, size, skip_bad, advice))
     is_bad = rows.cached.isna()
     if set(rows.fold[~is_bad]) != set(table.fold):
         raise Stop('a fold is left without an image that can be read; mend one of its images')

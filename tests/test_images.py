@@ -116,8 +116,8 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     bad = {'cut', 'empty', 'text', 'folder', 'absent', 'pipe', 'program', 'bomb'}
     assert all(f'{name}.jpg' in text for name in bad)
     assert [p.name for p in (tmp_path / 'cache').rglob('*.jpg')] == ['good.jpg']
-    made = images.cache(table_of(*paths), tmp_path, 64, skip_bad=True)
-    assert {p.stem for p, m in zip(paths, made, strict=True) if m is None} == bad
+    rows, skipped = images.readable(table_of(*paths).assign(fold=0), tmp_path, 64, [], True)
+    assert set(skipped) == bad and rows.cached.map(lambda path: path.name).tolist() == ['good.jpg']
 
 
 def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_left_empty(
@@ -133,8 +133,13 @@ def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_le
     assert not (tmp_path / 'cache' / '64' / 's' / 'b.jpg').exists()
 
     paths[3].write_bytes(b'no picture')
-    with pytest.raises(Stop, match='1 images cannot be read'):
+    with pytest.raises(Stop, match=r'(?s)1 images cannot be read.*--skip_bad'):
         images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=False)
+    with pytest.raises(Stop, match='1 images cannot be read') as stopped:
+        images.cache(table, tmp_path, 64)
+    assert '--skip_bad' not in str(
+        stopped.value
+    )  # it leaves labelled images out, in training alone
     rows, names = images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=True)
     assert rows.image_name.tolist() == ['a', 'c', 'e'] and names == ['b', 'd']
     assert 'd.png' in capsys.readouterr().out
