@@ -50,6 +50,7 @@ def main(
         lib.model.create(arch, size, pretrained, weights)  # weights not to be had end it here
         skip_bad = skip_bad and not run.is_trained_here  # the same images are left out to the end
         table, config['skipped'] = lib.images.readable(table, home, size, run.skipped, skip_bad)
+        lib.splits.check_classes(table.target, table.fold)
     if lr_find:
         path = run.fold(folds[0]) / 'lr_find.png'
         return find_rates(path, folds[0], table, config, weights, workers, precision)
@@ -76,19 +77,18 @@ def make_learner(k: int, table, config: dict, weights, workers, precision: str):
 def train_fold(run, k: int, table, config: dict, weights, workers, precision: str) -> None:
     """Train on the other folds, and score this one."""
     folder = run.fold(k)
-    learn, callbacks = make_learner(k, table, config, weights, workers, precision)
+    learn, cbs = make_learner(k, table, config, weights, workers, precision)
     device = learn.dls.device
     print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision}')
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
     resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # at each epoch's end
-    callbacks += [lib.callbacks.StopOnNaN(k), history, resume]
+    cbs += [lib.callbacks.StopOnNaN(k), history, resume]
 
-    epochs, lr_max, lr_min = (config[flag] for flag in ('epochs', 'lr_max', 'lr_min'))
-    div = lr_max / lr_min
+    div = config['lr_max'] / config['lr_min']
     with lib.learner.distributed(learn):  # in all processes of a launcher, if there is one
-        learn.fit_one_cycle(epochs, lr_max, div=div, div_final=div, cbs=callbacks)
+        learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
     lib.model.save(learn.model, folder / lib.model.WEIGHTS)
     lib.pictures.draw_history(folder / 'history.png', history.rows)
 
@@ -106,9 +106,9 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
 
 def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
     """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
-    learn, callbacks = make_learner(k, table, config, weights, workers, precision)
+    learn, cbs = make_learner(k, table, config, weights, workers, precision)
     n = 100 * config['accumulate']
-    with learn.added_cbs(callbacks):
+    with learn.added_cbs(cbs):
         learn.lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
     lr_min, lr_max = lib.learner.suggest(lrs, losses)
