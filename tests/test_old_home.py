@@ -1,0 +1,124 @@
+"""A home made by an earlier version still counts: what is finished there is not done anew.
+
+`tests/old_home` was made once, by commit b6b4644, and is never edited: 24 labelled and 6 test
+images of the demo's kind; `runs/a`, trained in two folds and predicted with two passes;
+`runs/kept`, the blend `--only a --how rank --name kept`; `runs/half`, which has a's flags and was
+stopped after fold 0. Its pictures, locks and the cache are left out, as a copied home may have it.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+OLD = Path(__file__).parent / 'old_home'
+FLAGS = '--arch test_efficientnet --nopretrained --size 64 --cutout --epochs 2 --batch_size 4'
+FLAGS = [*FLAGS.split(), '--lr_max', 5e-3, '--precision', 'fp32']
+INFER = ['--n_tta', 2, '--precision', 'fp32']
+
+
+@pytest.fixture
+def home(tmp_path):
+    """A copy of the old home, to be worked in."""
+    return shutil.copytree(OLD, tmp_path / 'home')
+
+
+@pytest.fixture
+def computed():
+    """A list that grows with every convolution that any model computes."""
+    calls = []
+
+    def count(module: torch.nn.Module, *_: object) -> None:
+        if isinstance(module, torch.nn.Conv2d):
+            calls.append(module)
+
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
+    yield calls
+    handle.remove()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The bytes of all files below `folder`, less the locks."""
+    files = (p for p in folder.rglob('*') if p.is_file() and p.name != '.lock')
+    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
+
+
+def preds(path: Path, *columns: str) -> pd.DataFrame:
+    """Columns of a table of predictions as the text in the file, by image."""
+    return pd.read_csv(path, dtype=str).set_index('image_name')[list(columns)]
+
+
+def test_a_finished_run_is_left_as_it_is(home, ok, computed):
+    out = ok('train.py', '--home', home, '--name', 'a', *FLAGS)
+    assert 'finished' in out and not computed
+    for fold in ('fold0', 'fold1'):
+        assert contents(home / 'runs/a' / fold) == contents(OLD / 'runs/a' / fold)
+
+
+def test_its_flags_still_guard_it(home, script, computed):
+    done = script('train.py', '--home', home, '--name', 'a', *FLAGS, '--seed', 1)
+    assert done.returncode and 'seed' in done.stdout + done.stderr and not computed
+
+
+def test_finished_predictions_are_kept_to_the_last_digit(home, ok, computed):
+    ok('infer.py', '--home', home, *INFER)  # half is passed over, and kept is no run
+    assert not computed
+    for name in ('oof.csv', 'test.csv'):
+        old, new = OLD / 'runs/a' / name, home / 'runs/a' / name
+        pd.testing.assert_frame_equal(
+            preds(new, 'pred', 'pred_plain'), preds(old, 'pred', 'pred_plain')
+        )
+        prob = [preds(path, 'prob').prob.astype(float) for path in (old, new)]
+        np.testing.assert_allclose(*prob, rtol=1e-9)
+    assert contents(home / 'runs/kept') == contents(OLD / 'runs/kept')
+
+
+def test_its_weights_predict_what_they_predicted(home, ok, computed):
+    run = home / 'runs/a'
+    for path in [run / 'infer.json', *run.glob('*.csv'), *run.glob('fold*/tta_*')]:
+        path.unlink()
+    ok('infer.py', '--home', home, *INFER)
+    assert computed
+    for name in ('oof.csv', 'test.csv'):
+        old, new = (preds(h / 'runs/a' / name, 'pred', 'pred_plain') for h in (OLD, home))
+        np.testing.assert_allclose(new.loc[old.index].astype(float), old.astype(float), atol=1e-5)
+
+
+def test_other_passes_are_predicted_anew(home, ok, computed):
+    ok('infer.py', '--home', home, '--n_tta', 1, '--precision', 'fp32')
+    old, new = (preds(h / 'runs/a/test.csv', 'pred') for h in (OLD, home))
+    assert computed and (new != old).any(axis=None)
+
+
+def test_a_kept_blend_takes_part_only_where_it_is_named(home, ok):
+    shutil.rmtree(home / 'runs/half')
+    a, kept = (
+        preds(OLD / 'runs' / run / 'test.csv', 'pred').astype(float) for run in ('a', 'kept')
+    )
+    for only, expected in (([], a), (['--only', 'a,kept'], (a + kept) / 2)):
+        ok('blend.py', '--home', home, *only)
+        submission = preds(home / 'submission.csv', 'target').astype(float)
+        np.testing.assert_allclose(submission, expected.loc[submission.index], rtol=1e-9)
+
+
+def test_a_blend_is_kept_again_under_its_name(home, ok):
+    ok('blend.py', '--home', home, '--only', 'a', '--how', 'rank', '--name', 'kept')
+    for name in ('oof.csv', 'test.csv'):
+        old, new = (preds(h / 'runs/kept' / name, 'pred', 'prob') for h in (OLD, home))
+        np.testing.assert_allclose(new.loc[old.index].astype(float), old.astype(float), rtol=1e-9)
+
+
+def test_a_run_half_trained_goes_on_to_what_it_would_have_become(home, ok):
+    ok('train.py', '--home', home, '--name', 'half', *FLAGS)
+    for name in ('model.safetensors', 'oof.csv'):  # it has the flags of a
+        finished = (home / 'runs/half/fold0' / name).read_bytes()
+        assert finished == (OLD / 'runs/a/fold0' / name).read_bytes()
+    old, new = (
+        preds(path / 'fold1/oof.csv', 'pred_plain').astype(float)
+        for path in (OLD / 'runs/a', home / 'runs/half')
+    )
+    # equal to the byte with one thread, .008 apart with two; another seed, or no Cutout: .2
+    np.testing.assert_allclose(new.loc[old.index], old, atol=0.03)
