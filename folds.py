@@ -105,12 +105,12 @@ def print_folds(table) -> None:
 
 def print_floor(table) -> None:
     """Print the AUC on these folds of a model that sees no pixel, to stand beside every score."""
-    pred, seen = lib.shortcuts.floor(table)
+    pred, seen = lib.shortcuts.predict(table)
     table = table.assign(pred=pred)
-    scores = {'pooled': lib.score.part(table, 'pred'), 'seen': seen}
+    scores = {'pooled': lib.score.measure(table, 'pred'), 'seen': seen}
     if table.source.nunique() > 1:
-        scores['sources'] = lib.score.by_source(table, 'pred')
-    print(lib.shortcuts.sentence(scores))
+        scores['sources'] = lib.summary.measure_sources(table, 'pred')
+    print(lib.shortcuts.describe(scores))
 
 
 if __name__ == '__main__':

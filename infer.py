@@ -87,10 +87,10 @@ def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
         oof = pooled['oof'][['image_name', *lib.parts.PREDS]]
         oof = table.merge(oof.astype(dict.fromkeys(lib.parts.PREDS, float)), on='image_name')
         oof = oof.astype({'fold': int, 'target': int})
-        odds = lib.probability.trained_odds_of([run.folder], oof.target)
-        rate = lib.probability.rate(oof) if prior is None else prior
+        rate = lib.prior.melanoma_rate(oof) if prior is None else prior
+        odds = lib.prior.run_odds(run, oof.target)
         for kind, rows in pooled.items():
-            prob = lib.probability.shift(rows.pred.to_numpy(dtype=float), rate, odds)
+            prob = lib.prior.to_prior(rows.pred.to_numpy(dtype=float), rate, odds)
             lib.files.write_csv(run.folder / f'{kind}.csv', rows.assign(prob=prob))
     print(f'{run}: prob is for a rate of {rate:.4g}')
     lib.scores.report(run, oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain'])
@@ -106,11 +106,9 @@ def predict_images(runs, folder: Path, out: Path, prior: float | None, options: 
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
             preds.append(sum(predict(part, *options)[0] for part in parts) / len(parts))
     pred, oof = sum(preds) / len(preds), runs[0].read_oof(runs[0].trained_folds)
-    rate = lib.probability.rate(oof) if prior is None else prior
-    odds = lib.probability.trained_odds_of(
-        [run.folder for run in runs], oof.target, [1 / len(runs)] * len(runs)
-    )
-    prob = lib.probability.shift(pred, rate, odds)
+    rate = lib.prior.melanoma_rate(oof) if prior is None else prior
+    odds = lib.prior.blend_odds('mean', runs, [1 / len(runs)] * len(runs), oof.target, oof.target)
+    prob = lib.prior.to_prior(pred, rate, odds)
     lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))
     print(f'{out}: {len(table)} images; prob is for a rate of {rate:.4g}. This is no diagnosis')
 

@@ -1,45 +1,80 @@
-"""Predictions of several runs to one, and how much each run is worth in it."""
+"""Predictions of several runs to one, and how much each run is worth in it.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+Every blend is a weighted sum over the runs: of their predictions, of their ranks, or of their
+logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from lib import score
 from lib.cli import Stop
-from lib.predictions import Together
+from lib.predictions import OofTable
+from lib.summary import format_table
 
+METHODS = ('mean', 'rank', 'greedy', 'stack')
+FITTED = ('greedy', 'stack')  # their weights come from the out-of-fold predictions
 N_STEPS = 50  # of the hill climb; the best so far is kept
 STACK_C = 0.01  # scikit-learn's inverse of the penalty on the weights of logits
 
 
-@dataclass
-class Method:
-    """A way to blend: columns (n, k) to features, features to weights (k,), weights to one."""
+def to_scale(how: str, preds: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
+    """What the weights multiply: `preds` (n, k) as they are; for rank their ranks within each
+    fold; for stack their logits and a column of ones, whose weight is the intercept.
 
-    features: Callable[[np.ndarray, np.ndarray], np.ndarray]  # of preds and folds, (n, k) both
-    fit: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None  # of features and target
-    link: Callable[[np.ndarray], np.ndarray] = lambda total: np.clip(total, 0, 1)
-
-
-def _as_they_are(preds: np.ndarray, folds: np.ndarray) -> np.ndarray:
+    `folds`: (n, k), of each run; None for test images, which are ranked among themselves.
+    """
+    if how == 'rank':
+        folds = np.zeros(preds.shape) if folds is None else folds
+        columns = zip(preds.T, folds.T, strict=True)
+        return np.column_stack([score.rank_within_folds(*column) for column in columns])
+    if how == 'stack':
+        return np.column_stack([logit(np.clip(preds, 1e-6, 1 - 1e-6)), np.ones(len(preds))])
     return preds
 
 
-def _ranks(preds: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    columns = zip(preds.T, folds.T, strict=True)
-    return np.column_stack([score.ranked(pred, fold) for pred, fold in columns])
+def from_scale(how: str, total: np.ndarray) -> np.ndarray:
+    """A weighted sum (n,) of `to_scale`'s columns as predictions in 0..1."""
+    return expit(total) if how == 'stack' else np.clip(total, 0, 1)
 
 
-def _logits(preds: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """With a column of ones, whose weight is the intercept."""
-    return np.column_stack([logit(np.clip(preds, 1e-6, 1 - 1e-6)), np.ones(len(preds))])
+def fit(
+    how: str, oofs: OofTable, weights: Sequence[float]
+) -> tuple[Sequence[float], dict[int, Sequence[float]]]:
+    """The weights (k,) of the columns of `to_scale`: for test images, and for each fold's images.
+
+    Where `how` is one of FITTED, the first are fitted on all rows, and those of a fold on the
+    other folds, so that the blend's AUC is out of fold for the weights too. Else all of them are
+    `weights`. Raises: Stop where the other folds lack a class.
+    """
+    target, fold = oofs.rows.target.to_numpy(), oofs.rows.fold.to_numpy()
+    if how not in FITTED:
+        return weights, dict.fromkeys(np.unique(fold), weights)
+    fit_weights = {'greedy': greedy_weights, 'stack': stack_weights}[how]
+    scaled = to_scale(how, oofs.preds, oofs.folds)
+    fold_weights = {}
+    for k in np.unique(fold):
+        if len(np.unique(target[fold != k])) < 2:
+            raise Stop(f'--how {how} needs melanomas and benign images outside of every fold')
+        fold_weights[k] = fit_weights(scaled[fold != k], target[fold != k])
+    return fit_weights(scaled, target), fold_weights
 
 
-def climb(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
+def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[float]]) -> np.ndarray:
+    """The out-of-fold blend (n,), the rows of each fold by that fold's weights."""
+    scaled, fold = to_scale(how, oofs.preds, oofs.folds), oofs.rows.fold.to_numpy()
+    pred = np.empty(len(fold))
+    for k, weights in fold_weights.items():
+        pred[fold == k] = from_scale(how, scaled[fold == k] @ weights)
+    return pred
+
+
+def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights (k,) by which the mean of columns has the best AUC, by adding a run at a time, the
     same again if it helps. Source: https://doi.org/10.1145/1015330.1015432 (Caruana et al. 2004)
     """
@@ -63,85 +98,18 @@ def climb(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
     return best[1] / best[1].sum()
 
 
-def stack(features: np.ndarray, target: np.ndarray) -> np.ndarray:
+def stack_weights(scaled: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights of the logits and, last, the intercept, by penalised logistic regression: (k + 1,).
 
     The penalty has runs that are alike share their weight.
     """
-    model = LogisticRegression(C=STACK_C, max_iter=1000).fit(features[:, :-1], target)
+    model = LogisticRegression(C=STACK_C, max_iter=1000).fit(scaled[:, :-1], target)
     return np.r_[model.coef_[0], model.intercept_]
 
 
-METHODS = {
-    'mean': Method(_as_they_are),
-    'rank': Method(_ranks),
-    'greedy': Method(_as_they_are, climb),
-    'stack': Method(_logits, stack, expit),
-}
-
-
-@dataclass
-class Blend:
-    """A blend of k runs; what has no out-of-fold predictions has no `oof`."""
-
-    weights: np.ndarray  # (k,), and the intercept of a stack
-    oof: np.ndarray | None = None  # (n,): each fold by weights that were fitted without it
-    naive: np.ndarray | None = None  # (n,): by fitted `weights`, which have seen these targets
-    without: np.ndarray | None = None  # (k,): the AUC of `oof` with each run left out
-
-
-def blend(
-    how: str, runs: Together | None, n_runs: int, mix: np.ndarray | None = None
-) -> tuple[Blend, Callable[[np.ndarray], np.ndarray]]:
-    """Blend k runs by one of METHODS, or by the weights `mix` (k,).
-
-    Weights that are fitted are fitted on the other folds for each fold's out-of-fold blend, so
-    that its AUC is out-of-fold for the weights too, and on all rows for the test images. A run is
-    left out by its weight alone; the others keep theirs.
-
-    Returns: the Blend, and a function of test predictions (m, k) to (m,).
-    """
-    method = METHODS[how]
-    weights = np.full(n_runs, 1 / n_runs) if mix is None else mix
-
-    def combine(features: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        return method.link(features @ weights)
-
-    def of_test(preds: np.ndarray) -> np.ndarray:
-        return combine(method.features(preds, np.zeros(preds.shape, dtype=int)), weights)
-
-    if runs is None:
-        return Blend(weights), of_test
-    target, fold = runs.rows.target.to_numpy(), runs.rows.fold.to_numpy()
-    features = method.features(runs.preds, runs.folds)
-    of_fold = dict.fromkeys(np.unique(fold), weights)
-    if method.fit is not None:
-        for k in of_fold:
-            if len(np.unique(target[fold != k])) < 2:
-                raise Stop(f'--how {how} needs melanomas and benign images outside of every fold')
-            of_fold[k] = method.fit(features[fold != k], target[fold != k])
-        weights = method.fit(features, target)
-    oof = np.empty(len(target))
-    for k, w in of_fold.items():
-        oof[fold == k] = combine(features[fold == k], w)
-    without = np.full(n_runs, np.nan)
-    for run in range(n_runs if n_runs > 1 else 0):
-        rest, known = np.empty(len(target)), True
-        for k, w in of_fold.items():
-            less = np.where(np.arange(len(w)) == run, 0, w)
-            total = less[:n_runs].sum()
-            known &= bool(total > 0)
-            if how != 'stack':
-                less = less / (total or 1)
-            rest[fold == k] = combine(features[fold == k], less)
-        without[run] = score.auc(target, rest) if known else np.nan
-    naive = combine(features, weights) if method.fit else None
-    return Blend(weights, oof, naive, without), of_test
-
-
-def mixed(text: str) -> dict[str, float]:
+def parse_mix(text: str) -> dict[str, float]:
     """The weights in 'a=.5,b=.5' by run; they are scaled to a sum of 1. Raises: Stop."""
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for word in text.split(','):
         name, equals, number = word.strip().rpartition('=')
         try:
@@ -150,46 +118,81 @@ def mixed(text: str) -> dict[str, float]:
             weight = np.nan
         if not (name and equals and 0 <= weight < np.inf):
             raise Stop(f'--mix takes RUN=WEIGHT,RUN=WEIGHT with weights from 0 up, not {word!r}')
-        if name in found:
+        if name in weights:
             raise Stop(f'--mix names {name} twice')
-        found[name] = weight
-    total = sum(found.values())
+        weights[name] = weight
+    total = sum(weights.values())
     if not total > 0:
         raise Stop('the weights of --mix are all 0')
     exact = abs(total - 1) < 1e-9  # as typed, not moved by the last bit
-    return {name: weight if exact else weight / total for name, weight in found.items()}
+    return {name: weight if exact else weight / total for name, weight in weights.items()}
 
 
-def compare(runs: Together, blended: Blend) -> dict[str, dict[str, Any]]:
+def rank_correlations(preds: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each two columns of `preds` (n, k): (k, k).
+
+    A constant column agrees with nothing: 0.
+    """
+    if len(preds) < 2:
+        return np.eye(preds.shape[1])
+    ranks = pd.DataFrame(preds).rank()
+    with np.errstate(invalid='ignore', divide='ignore'):
+        rho = np.nan_to_num(np.atleast_2d(np.corrcoef(ranks, rowvar=False)))
+    np.fill_diagonal(rho, 1)
+    return rho
+
+
+def compare_runs(
+    how: str,
+    oofs: OofTable,
+    weights: Sequence[float],
+    fold_weights: dict[int, Sequence[float]],
+) -> dict[str, dict[str, Any]]:
     """What each run is worth: by its name, its `auc` with interval, its AUC less the best run's
     (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
     blend's AUC `without` it."""
-    target, group = runs.rows.target.to_numpy(), runs.rows.group
-    aucs, best, differences = score.compare(target, list(runs.preds.T), group)
-    rho = score.rank_correlations(runs.preds.T)
-    k = len(runs.names)
+    target, k = oofs.rows.target.to_numpy(), len(oofs.names)
+    aucs, best, differences = score.compare(target, list(oofs.preds.T), oofs.rows.group)
+    rho = rank_correlations(oofs.preds)
+
+    def auc_without(run: int) -> float | None:
+        """The others keep their weights. None where nothing is left, or there is one class only."""
+        rest = {fold: np.array(w) for fold, w in fold_weights.items()}
+        for w in rest.values():
+            w[run] = 0
+            if w[:k].sum() <= 0 or len(np.unique(target)) < 2:
+                return None
+            if how != 'stack':
+                w /= w.sum()
+        return score.auc(target, blend_by_fold(how, oofs, rest))
+
     return {
         name: {
             'auc': aucs[i],
             'difference': None if i == best else differences[i],
-            'weight': blended.weights[i],
+            'weight': weights[i],
             'correlation': (rho[i].sum() - 1) / (k - 1) if k > 1 else None,
             'correlations': rho[i],
-            'without': None if np.isnan(blended.without[i]) else blended.without[i],
+            'without': auc_without(i) if k > 1 else None,
         }
-        for i, name in enumerate(runs.names)
+        for i, name in enumerate(oofs.names)
     }
 
 
-def lines(found: dict[str, dict[str, Any]]) -> str:
-    """Printed lines: a row a run of `compare`."""
-    rows = [('run', 'weight', 'AUC', 'less the best run', 'agreement', 'without, others kept')]
-    for name, run in found.items():
-        less = 'the best' if run['difference'] is None else str(run['difference'])
-        numbers = [
-            f'{run[c]:.4f}' if run[c] is not None else '-' for c in ('correlation', 'without')
-        ]
-        rows.append((name, f'{run["weight"]:.3f}', str(run['auc']), less, *numbers))
-    widths = [max(len(row[c]) for row in rows) for c in range(len(rows[0]))]
-    text = ['  '.join(f'{cell:<{w}}' for cell, w in zip(row, widths, strict=True)) for row in rows]
-    return '\n'.join(line.rstrip() for line in text)
+def format_runs(runs: dict[str, dict[str, Any]]) -> str:
+    """Text: a row a run of `compare_runs`."""
+
+    def digits(value: float | None) -> str:
+        return '-' if value is None else f'{value:.4f}'
+
+    rows = {
+        name: {
+            'weight': f'{run["weight"]:.3f}',
+            'AUC': str(run['auc']),
+            'less the best run': str(run['difference'] or 'the best'),
+            'agreement': digits(run['correlation']),
+            'without it': digits(run['without']),
+        }
+        for name, run in runs.items()
+    }
+    return format_table(pd.DataFrame.from_dict(rows, orient='index'))

@@ -3,13 +3,52 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib import files, splits
+from lib import files, parts, splits, tables
 from lib.cli import Stop
+from lib.runs import Run
 from lib.tables import OOF_COLUMNS, read_csv
+
+
+def check_provenance(
+    runs: Sequence[Run], table: pd.DataFrame | None, fingerprint: dict[str, str] | None
+) -> None:
+    """Print how many TTA passes the predictions of our runs are the mean of.
+
+    `table`: all of folds.csv, and its tables.fingerprint; None without it. Raises: Stop where a
+    run's predictions are not of its weights, or of another folds.csv.
+    """
+    for run in runs:
+        # others' predictions, or ours far from where they were made, have nothing to be checked by
+        if table is not None and run.is_trained_here:
+            folds = sorted(table.fold.dropna().astype(int).unique().tolist())
+            run.check_table(fingerprint)
+            if run.unfinished(folds):
+                raise Stop(run.training_note(folds))
+            n_tta = parts.n_tta(parts.of_run(run, table, folds))
+            print(f'{run}: mean of {n_tta} TTA passes')
+        if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
+            raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')
+
+
+def check_free(run: Run, blend: dict[str, Any]) -> None:
+    """Raises: Stop where `blend` cannot be kept in `run`: it is one of its runs, or another's.
+
+    `blend`: what its blend.json will say; the same blend may be made again.
+    """
+    if run.name in blend['runs']:
+        raise Stop(f'--name {run.name} is one of the runs that are blended; choose another')
+    if run.blend:
+        flags = ('how', 'mix', 'runs', 'calibrate', 'prior')
+        if differing := [k for k in flags if run.blend.get(k) != blend[k]]:
+            pairs = ', '.join(f'{k} {run.blend.get(k)!r} (now {blend[k]!r})' for k in differing)
+            raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
+    elif run.folder.exists() and any(run.folder.iterdir()):
+        raise Stop(f'{run} is there already and no blend; choose another --name')
 
 
 def read_oof(path: Path) -> pd.DataFrame:
@@ -20,19 +59,18 @@ def read_oof(path: Path) -> pd.DataFrame:
     file and the first image that is wrong.
     """
     table = _read(path, ['image_name', 'target', 'pred'])
-    target = _numbers(table.target)
-    if not np.isin(target, [0, 1]).all():
-        raise Stop(f'{path}: the target of {_first(table, ~np.isin(target, [0, 1]))} is not 0 or 1')
-    fold = _numbers(table.fold) if 'fold' in table else np.full(len(table), np.nan)
-    if 'fold' in table and not ((fold >= 0) & (fold % 1 == 0)).all():
-        wrong = _first(table, ~((fold >= 0) & (fold % 1 == 0)))
-        raise Stop(f'{path}: the fold of {wrong} is not a whole number from 0 up')
+    columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
+    table = table.assign(**{c: _to_numbers(table[c]) for c in columns})
+    _check_each(path, table, table.target.isin([0, 1]), 'the target of {} is not 0 or 1')
+    if 'fold' in table:
+        is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
+        _check_each(path, table, is_fold, 'the fold of {} is not a whole number from 0 up')
+    else:
+        table['fold'] = np.nan
     for column in ('patient_id', 'group', 'source'):
         if column not in table:
             table[column] = pd.Series(np.nan, table.index, dtype='str')
-    for column in {'age_approx', 'width', 'height'} & set(table):
-        table[column] = _numbers(table[column])
-    table = table.assign(target=target.astype(int), fold=fold, pred=_predictions(path, table))
+    table = table.assign(target=table.target.astype(int), pred=_read_pred(path, table))
     return table.set_index('image_name', drop=False)
 
 
@@ -43,116 +81,122 @@ def read_test(path: Path) -> pd.Series:
         table = table.rename(columns={'target': 'pred'})
     if 'pred' not in table:
         raise Stop(f'{path} lacks the column pred; it has {", ".join(table)}')
-    return pd.Series(_predictions(path, table), index=table.image_name)
+    return _read_pred(path, table).set_axis(table.image_name)
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
     table = read_csv(path, columns)
     if table.image_name.isna().any():
         raise Stop(f'{path} has a row without image_name')
-    if not table.image_name.is_unique:
-        raise Stop(f'{path} holds {_first(table, table.image_name.duplicated())} more than once')
+    _check_each(path, table, ~table.image_name.duplicated(), 'it holds {} more than once')
     return table
 
 
-def _first(table: pd.DataFrame, wrong: np.ndarray) -> str:
-    return str(table.image_name[np.asarray(wrong)].iloc[0])
-
-
-def _numbers(column: pd.Series) -> np.ndarray:
+def _to_numbers(column: pd.Series) -> pd.Series:
     """The text of a column as float, to the last bit; NaN where it is no number."""
-
-    def number(text: str) -> float:
-        try:
-            return float(text)
-        except ValueError:
-            return np.nan
-
-    return np.array([number(text) for text in column], dtype=float)
+    return pd.to_numeric(column, errors='coerce').astype(float)
 
 
-def _predictions(path: Path, table: pd.DataFrame) -> np.ndarray:
-    pred = _numbers(table.pred)
-    wrong = ~((pred >= 0) & (pred <= 1))  # NaN is neither
-    if wrong.any():
-        raise Stop(f'{path}: the prediction for {_first(table, wrong)} is not between 0 and 1')
+def _read_pred(path: Path, table: pd.DataFrame) -> pd.Series:
+    pred = _to_numbers(table.pred)
+    _check_each(path, table, pred.between(0, 1), 'the prediction for {} is not between 0 and 1')
     return pred
 
 
+def _check_each(path: Path, table: pd.DataFrame, good: pd.Series, sentence: str) -> None:
+    """Raises: Stop that names the first image of `table` that is not `good`, where there is one."""
+    if not good.all():
+        raise Stop(f'{path}: {sentence.format(table.image_name[~good].iloc[0])}')
+
+
 @dataclass
-class Together:
+class OofTable:
     """Out-of-fold predictions of k runs on the n images that all of them have."""
 
     rows: pd.DataFrame  # image_name, target, group, source, fold and what else is known
     names: list[str]
     preds: np.ndarray  # (n, k), 0..1
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
-    left_out: int  # images that not all runs have
+    n_not_shared: int  # images that not all runs have
 
 
-def read_oofs(folders: Sequence[Path], table: pd.DataFrame | None) -> Together | None:
-    """The out-of-fold predictions of the runs in `folders`; None where one has no oof.csv.
+def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | None:
+    """The out-of-fold predictions of `runs`; None where one has no oof.csv.
 
-    `table`: the labelled rows of folds.csv, whose group, source and fold are then taken; without
-    it those of the first run that knows them, the patient or the image for the group. Folds that
-    nobody names, or that part a group, are drawn anew. A run that was trained here must hold just
-    these rows; those of others may know fewer or more images.
+    `labelled`: the labelled rows of folds.csv, whose group, source and fold are then taken.
+    Without it they are those of the first run that knows them, and the patient or the image
+    stands in for the group. Folds that nobody names, or that part a group, are assigned anew. A
+    run that was trained here must hold just these rows; others' may hold fewer or more images.
 
     Raises: Stop where the runs share no image, or differ on a target.
     """
-    if not all((folder / 'oof.csv').exists() for folder in folders):
+    if not all((run.folder / 'oof.csv').exists() for run in runs):
         return None
-    oofs = {folder: read_oof(folder / 'oof.csv') for folder in folders}
-    rows = None if table is None else table.set_index('image_name', drop=False)
-    for oof in oofs.values() if rows is None else ():
-        rows = oof if rows is None else rows.combine_first(oof).loc[rows.index]
+    oofs = {run: read_oof(run.folder / 'oof.csv') for run in runs}
+    if labelled is not None:
+        rows = labelled.set_index('image_name', drop=False)
+    else:
+        rows, *others = oofs.values()
+        for oof in others:
+            rows = rows.combine_first(oof).loc[rows.index]
     every = set(rows.index).union(*(oof.index for oof in oofs.values()))
     shared = set(rows.index).intersection(*(oof.index for oof in oofs.values()))
     if not shared:
-        raise Stop(f'{", ".join(f.name for f in folders)} have no labelled image in common')
-    for folder, oof in oofs.items():
-        if table is not None and (folder / 'config.json').exists():
-            used = rows[~rows.index.isin(files.skipped(folder))]
-            _check_same(folder / 'oof.csv', set(oof.index) ^ set(used.index))
-            _check_equal(folder / 'oof.csv', used, oof, 'fold')
-        _check_equal(folder / 'oof.csv', rows[rows.index.isin(shared)], oof, 'target')
-    rows = rows[rows.index.isin(shared)].reset_index(drop=True)
+        raise Stop(f'{", ".join(run.name for run in runs)} have no labelled image in common')
+    for run, oof in oofs.items():
+        path = run.folder / 'oof.csv'
+        if labelled is not None and run.is_trained_here:
+            used = rows[~rows.index.isin(run.skipped)]
+            _check_same_images(path, oof.index, used.index)
+            _check_equal(path, used, oof, 'fold')
+        _check_equal(path, rows[rows.index.isin(shared)], oof, 'target')
+
+    rows = _with_groups_and_folds(rows[rows.index.isin(shared)].reset_index(drop=True))
+    oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs.values()]
+    preds = np.column_stack([oof.pred for oof in oofs])
+    folds = np.column_stack([oof.fold.fillna(rows.fold) for oof in oofs])
+    rows = rows.drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
+    return OofTable(rows, [run.name for run in runs], preds, folds, len(every) - len(shared))
+
+
+def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
+    """`rows` with a group, a source and a fold each; no group is in two folds."""
     rows['group'] = rows.group.fillna(rows.patient_id).fillna(rows.image_name)
     rows['source'] = rows.source.fillna('unknown')
     if rows.fold.isna().any() or splits.leaks(rows.group, rows.fold):
         classes = rows.groupby('target').group.nunique()
-        n = min(5, classes.min()) if len(classes) > 1 else 1
-        rows['fold'] = splits.assign(rows, int(n), 0) if n > 1 else 0
-        print(f'folds are not known, or part a patient: {n} are drawn by group to fit and score by')
-    columns = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs.values()]
-    folds = np.column_stack([c.fold.fillna(rows.fold) for c in columns])
-    preds = np.column_stack([c.pred for c in columns])
-    rows = rows.astype({'fold': int}).drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
-    return Together(rows, [f.name for f in folders], preds, folds, len(every) - len(shared))
+        n = int(min(5, classes.min())) if len(classes) > 1 else 1
+        rows['fold'] = splits.assign(rows, n, 0) if n > 1 else 0
+        print(
+            f'the folds are not known, or a patient is in two of them: {n} new folds, assigned by '
+            'group, serve to fit and to score'
+        )
+    return rows.astype({'fold': int})
 
 
-def read_tests(folders: Sequence[Path], table: pd.DataFrame | None) -> pd.DataFrame | None:
-    """The runs' test predictions, (m, k): a row an image, named, a column a run.
+def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame | None:
+    """The runs' test predictions, (m, k): a row an image, by name, and a column a run.
 
-    In the order of `table`, the test rows of folds.csv, or of the first run. None where there are
-    no test images. Raises: Stop where a run's images are others: a submission needs them all.
+    The rows come in the order of `test`, the test rows of folds.csv, or of the first run. None
+    where there are no test images. Raises: Stop where a run has other images: a submission needs
+    all of them.
     """
-    paths = [folder / 'test.csv' for folder in folders]
-    if not any(path.exists() for path in paths) or (table is not None and table.empty):
+    paths = [run.folder / 'test.csv' for run in runs]
+    if not any(path.exists() for path in paths) or (test is not None and test.empty):
         return None
-    tests = [read_test(path) for path in paths]
-    names = tests[0].index if table is None else pd.Index(table.image_name)
-    for path, pred in zip(paths, tests, strict=True):
-        _check_same(path, set(pred.index) ^ set(names))
-    columns = {path.parent.name: pred.loc[names] for path, pred in zip(paths, tests, strict=True)}
+    preds = {path: read_test(path) for path in paths}
+    names = preds[paths[0]].index if test is None else pd.Index(test.image_name)
+    for path, pred in preds.items():
+        _check_same_images(path, pred.index, names)
+    columns = {path.parent.name: pred.loc[names] for path, pred in preds.items()}
     return pd.DataFrame(columns, index=names)
 
 
-def _check_same(path: Path, other: set[str]) -> None:
-    if other:
+def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:
+    if differing := set(names) ^ set(others):
         raise Stop(
-            f'{path} is of other images than the rest: {len(other)} are in one of them only, such '
-            f'as {min(other)}'
+            f'{path} is of other images than the rest: {len(differing)} are in one of them only, '
+            f'such as {min(differing)}'
         )
 
 
@@ -162,15 +206,16 @@ def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str)
     if differs.any():
         raise Stop(
             f'{path} has another {column} for {differs.sum()} images, such as '
-            f'{_first(rows, differs)}; it belongs to another folds.csv'
+            f'{rows.image_name[differs].iloc[0]}; it belongs to another folds.csv'
         )
 
 
-def write(folder: Path, oof: pd.DataFrame | None, tests: pd.DataFrame | None) -> None:
-    """Write a blend's oof.csv and test.csv, those that there are."""
-    columns = [c for c in [*OOF_COLUMNS, 'pred', 'prob'] if oof is not None and c in oof]
-    for name, rows in (('oof.csv', oof if oof is None else oof[columns]), ('test.csv', tests)):
+def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> None:
+    """Write a blend's oof.csv and test.csv; delete the one that this blend does not have."""
+    if oof is not None:
+        oof = oof[[c for c in [*OOF_COLUMNS, 'pred', 'prob'] if c in oof]]
+    for name, rows in (('oof.csv', oof), ('test.csv', test)):
         if rows is not None:
             files.write_csv(folder / name, rows)
         else:
-            (folder / name).unlink(missing_ok=True)  # of a blend before
+            (folder / name).unlink(missing_ok=True)

@@ -47,6 +47,12 @@ class Run:
         return (self.folder / 'config.json').exists()
 
     @property
+    def blend(self) -> dict[str, Any]:
+        """What a blend that is kept here was made of; empty for anything else."""
+        path = self.folder / BLEND
+        return files.read_json(path) if path.exists() else {}
+
+    @property
     def config(self) -> dict[str, Any]:
         """What it was trained with: train.py's flags, the model's statistics, the table's hash.
 
@@ -166,16 +172,17 @@ class Run:
         """The folds that the run has weights of."""
         return sorted(int(path.parent.name[4:]) for path in self.folder.glob(f'fold*/{WEIGHTS}'))
 
-    def is_ready(self, folds: list[int], table: dict[str, str]) -> bool:
-        """Whether all `folds` are trained; says so if not. `table`: today's tables.fingerprint.
-
-        Raises: Stop where the run was trained on another folds.csv.
-        """
+    def check_table(self, table: dict[str, str]) -> None:
+        """Raises: Stop where the run was trained on another folds.csv; `table`: its fingerprint."""
         if not is_same(self.config, table):
             raise Stop(
                 f'{self} was trained on another {self.home / "folds.csv"}, so its held-out images '
                 'are others; bring that file back, or name the other runs with --only'
             )
+
+    def is_ready(self, folds: list[int], table: dict[str, str]) -> bool:
+        """Whether all `folds` are trained; says so if not. Raises: Stop as `check_table` does."""
+        self.check_table(table)
         if missing := self.unfinished(folds):
             print(f'passed over {self.training_note(folds)}')
         return not missing

@@ -2,15 +2,15 @@
 
 import pandas as pd
 
-from lib import files, locks, score
+from lib import files, locks, score, summary
 from lib.runs import Run
 
 
 def report(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
     """Score the `columns` of `oof` (target, group, source, fold, ...): `pred_plain`, `pred`."""
-    print(f'{run}: out of fold [95 % interval over {score.drawn(oof)}]')
-    scores = {column: score.summary(oof, column) for column in columns}
-    print(score.lines(scores))
+    print(f'{run}: out of fold [95 % interval over {summary.resampling_unit(oof)}]')
+    scores = {column: summary.summarize(oof, column) for column in columns}
+    print(summary.format_summaries(scores))
     if len(columns) > 1:
         both = [oof.pred, oof.pred_plain]
         scores['tta'] = score.compare(oof.target, both, oof.group, base=1)[2][0]

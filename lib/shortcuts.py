@@ -9,8 +9,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from lib.score import Estimate
 
 NUMBERS = {'age_approx': 'age', 'width': 'native width', 'height': 'native height'}
-MOST_KINDS = 200  # scikit-learn takes 255
-KINDS = {'sex': 'sex', 'anatom_site': 'site', 'source': 'source'}
+CATEGORIES = {'sex': 'sex', 'anatom_site': 'site', 'source': 'source'}
+MAX_CATEGORIES = 200  # of a column; scikit-learn takes 255
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
@@ -21,18 +21,18 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
     """
     patient = table.get('patient_id', table.group)
     patient = patient.fillna(table.group)
-    found = pd.DataFrame({'images per patient': patient.groupby(patient).transform('size')})
+    columns = pd.DataFrame({'images per patient': patient.groupby(patient).transform('size')})
     for column, label in NUMBERS.items():
         if column in table:
-            found[label] = pd.to_numeric(table[column]).astype(float)
-    for column, label in KINDS.items():
+            columns[label] = pd.to_numeric(table[column]).astype(float)
+    for column, label in CATEGORIES.items():
         if column in table:
-            common = table[column].value_counts().index[:MOST_KINDS]
-            found[label] = table[column].where(table[column].isin(common)).astype('category')
-    return found.loc[:, found.nunique(dropna=False) > 1]
+            common = table[column].value_counts().index[:MAX_CATEGORIES]
+            columns[label] = table[column].where(table[column].isin(common)).astype('category')
+    return columns.loc[:, columns.nunique(dropna=False) > 1]
 
 
-def floor(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     """Out-of-fold scores of a small boosted model of `features`, and the names of what it saw.
 
     `table`: labelled rows with target, fold and group; a group is in one fold only. The same
@@ -44,27 +44,33 @@ def floor(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
         held_out = (table.fold == k).to_numpy()
         if table.target[~held_out].nunique() < 2:
             continue
-        net = HistGradientBoostingClassifier(
+        model = HistGradientBoostingClassifier(
             learning_rate=0.05, max_iter=50, max_leaf_nodes=8, min_samples_leaf=40,
             l2_regularization=1.0, categorical_features='from_dtype', early_stopping=False,
             random_state=0,
         )  # fmt: skip
-        net.fit(seen[~held_out], table.target[~held_out])
-        pred[held_out] = net.predict_proba(seen[held_out])[:, 1]
+        model.fit(seen[~held_out], table.target[~held_out])
+        pred[held_out] = model.predict_proba(seen[held_out])[:, 1]
     return pred, list(seen)
 
 
-def sentence(found: dict[str, Any]) -> str:
-    """What the floor is and means; `found`: score.summary of its scores, and `seen`, its inputs."""
-    pooled, sources = found['pooled'], found.get('sources', {})
+def describe(floor: dict[str, Any]) -> str:
+    """What the floor is and means: a sentence.
+
+    `floor`: `pooled` and, where there are several, `sources`, as summary.measure_overall has them;
+    and `seen`, the names of what the model saw.
+    """
+    pooled, sources = floor['pooled'], floor.get('sources', {})
     if 'auc' not in pooled:
         return f'the shortcut floor is not known: {pooled["note"]}'
-    inside = ''.join(
-        f'; within {k} {Estimate(*v["auc"])}' for k, v in sources.items() if 'auc' in v
+    within = ''.join(
+        f'; within {source} {Estimate(*figures["auc"])}'
+        for source, figures in sources.items()
+        if 'auc' in figures
     )
-    seen = ', '.join(found['seen']) or 'nothing'
+    seen = ', '.join(floor['seen']) or 'nothing'
     return (
-        f'the shortcut floor, AUC {Estimate(*pooled["auc"])}{inside}: a model of {seen}, '
+        f'the shortcut floor, AUC {Estimate(*pooled["auc"])}{within}: a model of {seen}, '
         'without a pixel. An image model that is no better may have learnt no more than the '
         'patient and the camera'
     )

@@ -113,6 +113,15 @@ def read_labelled(path: Path) -> pd.DataFrame:
     return table
 
 
+def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
+    """All of folds.csv, its labelled rows, and its test rows; None thrice without the file."""
+    if not path.exists():
+        return None, None, None
+    table = read_folds(path)
+    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
+    return table, labelled, table[table.split == 'test']
+
+
 def hash_rows(table: pd.DataFrame) -> str:
     """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
 

@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, predictions, score
+from lib import blending, predictions
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
@@ -31,7 +32,7 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
     runs = predictions.read_oofs([write(tmp_path / 'run')], labelled)
     assert runs.rows.image_name.tolist() == list('abcd')
     assert runs.preds[:, 0].tolist() == [0.1, 0.9, 0.2, 0.7]
-    assert runs.rows.group.tolist() == list('wxyz') and runs.left_out == 0
+    assert runs.rows.group.tolist() == list('wxyz') and runs.n_not_shared == 0
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
         tmp_path / 'theirs', image_name=list('dxba'), target=[1, 0, 1, 0], fold=[3, 3, 4, 4]
     )
     runs = predictions.read_oofs([ours, theirs], labelled)
-    assert runs.rows.image_name.tolist() == ['a', 'b', 'd'] and runs.left_out == 2
+    assert runs.rows.image_name.tolist() == ['a', 'b', 'd'] and runs.n_not_shared == 2
     assert runs.preds[:, 1].tolist() == [0.7, 0.2, 0.1]
     assert runs.folds.tolist() == [[0, 4], [0, 4], [1, 3]]
     with pytest.raises(Stop, match='no labelled image in common'):
@@ -80,7 +81,7 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
         predictions.read_oofs([ours, other], labelled)
 
 
-def test_without_folds_csv_patients_are_the_groups_and_folds_are_drawn(tmp_path):
+def test_without_folds_csv_patients_are_the_groups_and_folds_are_assigned(tmp_path):
     n = 40
     table = pd.DataFrame(
         {
@@ -127,7 +128,7 @@ def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
         predictions.read_tests([tmp_path / 'a', tmp_path], None)
 
 
-def three_runs(n=3000, seed=0) -> predictions.Together:
+def three_runs(n=3000, seed=0) -> predictions.OofTable:
     """Two runs that know different things, and one that is the first with noise."""
     rng = np.random.default_rng(seed)
     target = (rng.random(n) < 0.1).astype(int)
@@ -136,43 +137,56 @@ def three_runs(n=3000, seed=0) -> predictions.Together:
     c = a + rng.normal(0, 2, size=n)
     preds = 1 / (1 + np.exp(-np.column_stack([a, b, c])))
     rows = pd.DataFrame({'target': target, 'fold': fold, 'group': range(n), 'source': 'x'})
-    return predictions.Together(rows, list('abc'), preds, np.column_stack([fold] * 3), 0)
+    return predictions.OofTable(rows, list('abc'), preds, np.column_stack([fold] * 3), 0)
 
 
 def auc(runs, pred):
     return roc_auc_score(runs.rows.target, pred)
 
 
+def fit_and_blend(how, runs):
+    """The out-of-fold blend, the weights for test images, and the blend by these weights."""
+    equal = np.full(len(runs.names), 1 / len(runs.names))
+    weights, fold_weights = blending.fit(how, runs, equal)
+    oof = blending.blend_by_fold(how, runs, fold_weights)
+    total = blending.to_scale(how, runs.preds, runs.folds) @ weights
+    return oof, weights, blending.from_scale(how, total)
+
+
+def blend_test(how, preds, weights):
+    return blending.from_scale(how, blending.to_scale(how, preds) @ weights)
+
+
 def test_the_mean_is_plain():
     runs = three_runs()
-    found, of_test = blending.blend('mean', runs, 3)
-    np.testing.assert_allclose(found.oof, runs.preds.mean(1), atol=1e-15)
-    np.testing.assert_allclose(of_test(runs.preds), runs.preds.mean(1), atol=1e-15)
-    assert found.naive is None and found.weights.tolist() == [1 / 3] * 3
+    oof, weights, _ = fit_and_blend('mean', runs)
+    np.testing.assert_allclose(oof, runs.preds.mean(1), atol=1e-15)
+    np.testing.assert_allclose(blend_test('mean', runs.preds, weights), oof, atol=1e-15)
+    assert weights.tolist() == [1 / 3] * 3
+    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
     without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
-    assert found.without == pytest.approx(without)
-    assert blending.blend('mean', None, 3)[0].oof is None
+    assert [run['without'] for run in compared.values()] == pytest.approx(without)
 
 
 def test_ranks_are_within_fold_for_oof_and_among_themselves_for_test():
     runs = three_runs()
-    high = predictions.Together(runs.rows, runs.names, runs.preds.copy(), runs.folds, 0)
+    high = predictions.OofTable(runs.rows, runs.names, runs.preds.copy(), runs.folds, 0)
     high.preds[runs.rows.fold == 2] = 0.9 + high.preds[runs.rows.fold == 2] / 10
-    a, of_test = blending.blend('rank', runs, 3)
-    b, _ = blending.blend('rank', high, 3)
-    np.testing.assert_allclose(a.oof, b.oof)  # a fold's level is nothing to it
+    a, weights, _ = fit_and_blend('rank', runs)
+    np.testing.assert_allclose(a, fit_and_blend('rank', high)[0])  # a fold's level is nothing to it
     ranks = pd.DataFrame(runs.preds).rank() - 0.5
-    np.testing.assert_allclose(of_test(runs.preds), ranks.mean(axis=1) / len(ranks))
+    of_test = blend_test('rank', runs.preds, weights)
+    np.testing.assert_allclose(of_test, ranks.mean(axis=1) / len(ranks))
 
 
-def test_the_climb_finds_what_helps_and_leaves_out_what_does_not():
+def test_the_climb_weighs_what_helps_and_leaves_out_what_does_not():
     runs = three_runs()
     target = runs.rows.target.to_numpy()
-    weights = blending.climb(runs.preds, target)
+    weights = blending.greedy_weights(runs.preds, target)
     assert weights.sum() == pytest.approx(1) and weights[2] < 0.1 and min(weights[:2]) > 0.3
     best = max(auc(runs, runs.preds[:, k]) for k in range(3))
     assert auc(runs, runs.preds @ weights) > best + 0.02
-    # each step is the best there is: plain hill climbing by scikit-learn finds the same
+    # each step is the best there is: plain hill climbing by scikit-learn takes the same
     total, counts, seen = np.zeros(len(target)), np.zeros(3), []
     for _ in range(blending.N_STEPS):
         aucs = [roc_auc_score(target, total + p) for p in runs.preds.T]
@@ -184,12 +198,13 @@ def test_the_climb_finds_what_helps_and_leaves_out_what_does_not():
 
 def test_the_stack_is_penalised_logistic_regression_on_logits():
     runs = three_runs()
-    found, of_test = blending.blend('stack', runs, 3)
+    oof, weights, _ = fit_and_blend('stack', runs)
     x = np.log(runs.preds / (1 - runs.preds))
     model = LogisticRegression(C=blending.STACK_C).fit(x, runs.rows.target)
-    np.testing.assert_allclose(of_test(runs.preds), model.predict_proba(x)[:, 1], atol=1e-4)
-    assert auc(runs, found.oof) > max(auc(runs, runs.preds[:, k]) for k in range(3)) + 0.02
-    assert np.isfinite(of_test(np.array([[0.0, 1.0, 0.5]]))).all()
+    of_test = blend_test('stack', runs.preds, weights)
+    np.testing.assert_allclose(of_test, model.predict_proba(x)[:, 1], atol=1e-4)
+    assert auc(runs, oof) > max(auc(runs, runs.preds[:, k]) for k in range(3)) + 0.02
+    assert np.isfinite(blend_test('stack', np.array([[0.0, 1.0, 0.5]]), weights)).all()
 
 
 @pytest.mark.parametrize('how', ['greedy', 'stack'])
@@ -198,36 +213,42 @@ def test_fitted_weights_are_judged_on_folds_that_they_have_not_seen(how):
     rng = np.random.default_rng(1)
     runs.preds = rng.random((600, 30))  # nothing to be known
     runs.names, runs.folds = list(map(str, range(30))), np.column_stack([runs.folds[:, 0]] * 30)
-    found, _ = blending.blend(how, runs, 30)
-    assert auc(runs, found.naive) > 0.6  # optimistic
-    assert abs(auc(runs, found.oof) - 0.5) < 0.07
+    oof, _, naive = fit_and_blend(how, runs)
+    assert auc(runs, naive) > 0.6  # optimistic
+    assert abs(auc(runs, oof) - 0.5) < 0.07
     in_fold = (runs.rows.fold == 2).to_numpy()
     runs.rows['target'] = np.where(in_fold, 1 - runs.rows.target, runs.rows.target)
-    other, _ = blending.blend(how, runs, 30)
-    np.testing.assert_array_equal(found.oof[in_fold], other.oof[in_fold])
-    assert (found.oof[~in_fold] != other.oof[~in_fold]).any()
+    other, _, _ = fit_and_blend(how, runs)
+    np.testing.assert_array_equal(oof[in_fold], other[in_fold])
+    assert (oof[~in_fold] != other[~in_fold]).any()
 
 
 def test_weights_by_hand_are_read_and_scaled():
-    assert blending.mixed('a=.5, b=1.5') == {'a': 0.25, 'b': 0.75}
-    tenth = blending.mixed(','.join(f'r{k}=.1' for k in range(10)))
+    assert blending.parse_mix('a=.5, b=1.5') == {'a': 0.25, 'b': 0.75}
+    tenth = blending.parse_mix(','.join(f'r{k}=.1' for k in range(10)))
     assert set(tenth.values()) == {0.1}  # as typed, though ten of them are .9999999999999999
     for wrong in ('a', 'a=', '=1', 'a=-1', 'a=x', 'a=nan', 'a=1,a=2', 'a=0', ''):
         with pytest.raises(Stop, match=r'--mix|weights'):
-            blending.mixed(wrong)
+            blending.parse_mix(wrong)
 
 
 def test_each_run_is_compared_with_the_best_and_with_the_others():
     runs = three_runs()
-    blended, _ = blending.blend('mean', runs, 3)
-    found = blending.compare(runs, blended)
-    assert [run['auc'].value for run in found.values()] == [auc(runs, p) for p in runs.preds.T]
-    best = max(found, key=lambda name: found[name]['auc'].value)
-    assert [n for n, run in found.items() if run['difference'] is None] == [best]
-    rho = score.rank_correlations(runs.preds.T)
-    assert found['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
-    text = blending.lines(found)
-    assert f'{blended.without[2]:.4f}' in text and 'the best' in text
+    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, [1 / 3] * 3))
+    assert [run['auc'].value for run in compared.values()] == [auc(runs, p) for p in runs.preds.T]
+    best = max(compared, key=lambda name: compared[name]['auc'].value)
+    assert [n for n, run in compared.items() if run['difference'] is None] == [best]
+    rho = blending.rank_correlations(runs.preds)
+    assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
+    text = blending.format_runs(compared)
+    assert f'{compared["c"]["without"]:.4f}' in text and 'the best' in text
+
+
+def test_rank_correlations_are_scipys():
+    preds = three_runs().preds
+    rho = blending.rank_correlations(np.column_stack([preds[:, :2], 0 * preds[:, 0]]))
+    assert rho[0, 1] == pytest.approx(spearmanr(preds[:, 0], preds[:, 1]).statistic)
+    assert rho[2].tolist() == [0, 0, 1]
 
 
 def test_the_third_places_own_blend_comes_out(ok, shared, tmp_path):
@@ -244,10 +265,10 @@ def test_the_third_places_own_blend_comes_out(ok, shared, tmp_path):
         'blend.py', '--home', tmp_path, '--mix', ','.join(f'{n}={w}' for n, w in weights.items())
     )
     assert 'no out-of-fold score' in out
-    found = pd.read_csv(tmp_path / 'submission.csv', converters={'target': float})
+    ours = pd.read_csv(tmp_path / 'submission.csv', converters={'target': float})
     theirs = pd.read_csv(folder / 'ensemble.csv', converters={'target': float})
-    theirs = theirs.set_index('image_name').target[found.image_name].to_numpy()
-    assert len(found) == 10982 and np.abs(found.target - theirs).max() < 1e-15
+    theirs = theirs.set_index('image_name').target[ours.image_name].to_numpy()
+    assert len(ours) == 10982 and np.abs(ours.target - theirs).max() < 1e-15
     assert json.loads((tmp_path / 'report' / 'scores.json').read_text())['blend']['mix'] == weights
 
 
@@ -286,7 +307,7 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
 def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_path):
     for flags, says in (
         (['--how', 'best'], 'mean, rank, greedy, stack'),
-        (['--calibrate', 'magic'], 'platt, isotonic'),
+        (['--calibrate', 'isotonic'], 'platt'),
         (['--prior', 1.5], '--prior'),
         (['--mix', 'a=1', '--only', 'a'], '--mix'),
         (['--mix', 'a=1', '--how', 'rank'], '--mix'),

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.metrics import roc_curve
 
-from lib import pictures, report
+from lib import figures, pictures, report
 
 NASTY = '<img src=x onerror=alert(1)>&"$a_b'
 N = 200
@@ -105,12 +106,12 @@ def test_every_picture_decodes_and_none_is_empty(text):
     for source in sources:
         picture = base64.b64decode(source.removeprefix('data:image/jpeg;base64,'), validate=True)
         assert Image.open(io.BytesIO(picture)).convert('RGB').size == (144, 144)
-    drawn = [part.split('</svg>')[0] for part in text.split('<svg')[1:]]
-    assert len(drawn) == 8  # ROC, PR, forest, reliability, scores, correlation, two of learning
-    for svg in drawn:
+    svgs = [svg.split('</svg>')[0] for svg in text.split('<svg')[1:]]
+    assert len(svgs) == 8  # ROC, PR, forest, reliability, scores, correlation, two of learning
+    for svg in svgs:
         tree = ElementTree.fromstring(f'<svg{svg}</svg>')
         assert len(tree.findall('.//{*}path')) > 5
-        assert 'currentColor' in svg and report.INK not in svg
+        assert 'currentColor' in svg and figures.INK not in svg
 
 
 def test_every_name_is_escaped(text):
@@ -122,19 +123,19 @@ def test_every_name_is_escaped(text):
 
 
 def test_it_says_what_the_files_say(home, text):
-    found, shown = json.loads((home / 'report' / 'scores.json').read_text()), Page(text).text
-    auc = found['summary']['pooled']['auc']
+    scores, shown = json.loads((home / 'report' / 'scores.json').read_text()), Page(text).text
+    auc = scores['summary']['pooled']['auc']
     assert f'{auc[0]:.4f}' in shown and f'{auc[1]:.4f} to {auc[2]:.4f}' in shown
-    assert f'{found["floor"]["pooled"]["auc"][0]:.4f}' in shown
-    assert f'{found["naive"]:.4f}' in shown and 'optimistic' in shown
-    assert f'{found["probability"]["after"]["brier"]:.4f}' in shown
+    assert f'{scores["floor"]["pooled"]["auc"][0]:.4f}' in shown
+    assert f'{scores["naive"]:.4f}' in shown and 'optimistic' in shown
+    assert f'{scores["probability"]["after"]["brier"]:.4f}' in shown
     oof = pd.read_csv(home / 'report' / 'oof.csv')
     surest = oof[oof.target == 0].sort_values('pred').image_name.iloc[-1]
-    assert shown.index(surest) > shown.index('Benign, surest and wrong')
-    sheets = [part.split('<h')[0] for part in text.split('surest and ')[1:]]
-    at = next(t for t in found['probability']['thresholds'] if t['wanted'] == 0.95)['pred']
+    assert shown.index(surest) > shown.index('Benign images with the highest predictions')
+    sheets = [sheet.split('<h')[0] for sheet in text.split(' predictions (')[1:]]
+    at = next(t for t in scores['probability']['thresholds'] if t['wanted'] == 0.95)['pred']
     for sheet, called in zip(sheets, (True, False, False, True), strict=True):
-        preds = [float(part.split('<')[0]) for part in sheet.split('<br>pred ')[1:]]
+        preds = [float(cell.split('<')[0]) for cell in sheet.split('<br>pred ')[1:]]
         assert preds and all((pred >= round(at, 3)) == called for pred in preds)
 
 
@@ -179,9 +180,22 @@ def test_a_browser_shows_all_of_it_without_scrolling_sideways(text, width, tmp_p
     command.insert(-1, f'--user-data-dir={tmp_path / "profile"}')
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     title = dom.split('<title>')[1].split('</title>')[0]
-    scroll, client, pictures, drawn = json.loads(title)
+    scroll, client, n_pictures, n_svgs = json.loads(title)
     assert client == width and scroll <= client
-    assert (pictures, drawn) == (text.count('<img'), 8)
+    assert (n_pictures, n_svgs) == (text.count('<img'), 8)
+
+
+def test_the_curves_go_through_scikit_learns_points():
+    rng = np.random.default_rng(0)
+    target, group = rng.integers(2, size=400), rng.integers(80, size=400)
+    pred = (rng.normal(size=400) + target).round(1)  # with ties
+    curves = figures.curves_with_bands(target, pred, group)
+    fpr, tpr, _ = roc_curve(target, pred, drop_intermediate=False)
+    at = np.interp(curves['grid'], fpr, tpr)
+    # at a step of the curve interp may take either end of it
+    assert np.mean(np.abs(curves['roc'][:, 0] - at) < 1e-9) > 0.9
+    assert np.all(curves['roc'][:, 1] <= curves['roc'][:, 2])
+    assert curves['precision'][-1, 0] == pytest.approx(target.mean(), abs=0.1)
 
 
 def test_training_leaves_pictures_of_history_and_of_a_batch(tmp_path):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from lib import score
+from lib import score, summary
 from lib.cli import Stop
 
 
@@ -49,10 +49,10 @@ def witness(target, pred) -> dict[str, float]:
 @pytest.mark.parametrize('column', ['pred', 'worse'])
 def test_every_measure_is_scikit_learns(column):
     table = oof()
-    found, expected = score.part(table, column), witness(table.target, table[column])
+    figures, expected = score.measure(table, column), witness(table.target, table[column])
     assert list(expected) == list(score.MEASURES)
     for name, value in expected.items():
-        assert found[name].value == pytest.approx(value, abs=1e-12), name
+        assert figures[name].value == pytest.approx(value, abs=1e-12), name
 
 
 def test_the_measures_of_each_draw_are_scikit_learns_on_the_repeated_rows():
@@ -60,24 +60,24 @@ def test_the_measures_of_each_draw_are_scikit_learns_on_the_repeated_rows():
     draws = score.bootstrap(table.target, [table.pred, table.worse], table.group, seed=4)
     rng, names = np.random.default_rng(4), pd.factorize(table.group, sort=True)[1]
     for draw in draws[:20]:
-        drawn = rng.integers(len(names), size=len(names))
-        rows = np.concatenate([np.flatnonzero(table.group == names[g]) for g in drawn])
-        for measured, column in zip(draw, ('pred', 'worse'), strict=True):
+        patients = rng.integers(len(names), size=len(names))
+        rows = np.concatenate([np.flatnonzero(table.group == names[g]) for g in patients])
+        for measures, column in zip(draw, ('pred', 'worse'), strict=True):
             expected = witness(table.target.to_numpy()[rows], table[column].to_numpy()[rows])
-            np.testing.assert_allclose(measured, list(expected.values()), atol=1e-9)
+            np.testing.assert_allclose(measures, list(expected.values()), atol=1e-9)
 
 
 def test_the_order_of_rows_changes_no_interval():
     table = oof()
     other = table.sample(frac=1, random_state=0)
     for name in score.MEASURES:
-        assert str(score.part(table, 'pred')[name]) == str(score.part(other, 'pred')[name])
+        assert str(score.measure(table, 'pred')[name]) == str(score.measure(other, 'pred')[name])
 
 
 def test_the_interval_resamples_patients_and_is_wider_than_one_of_images():
     table = oof(n=2000, groups=40)
-    patients = score.part(table, 'pred')['auc']
-    images = score.part(table.assign(group=range(len(table))), 'pred')['auc']
+    patients = score.measure(table, 'pred')['auc']
+    images = score.measure(table.assign(group=range(len(table))), 'pred')['auc']
     assert images.low < patients.value < images.high
     assert patients.high - patients.low > 1.1 * (images.high - images.low)
 
@@ -94,8 +94,8 @@ def delong(target, pred) -> float:
 def test_an_interval_of_single_images_is_delongs():
     table = oof(n=3000, groups=3000)
     error = delong(table.target.to_numpy(), table.pred.to_numpy())
-    found = score.part(table.assign(group=range(len(table))), 'pred')['auc']
-    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, abs=0.002)
+    auc = score.measure(table.assign(group=range(len(table))), 'pred')['auc']
+    assert (auc.high - auc.low) / 2 == pytest.approx(1.96 * error, abs=0.002)
 
 
 def test_two_runs_are_compared_paired():
@@ -128,34 +128,43 @@ def test_ranking_in_each_fold_undoes_a_fold_that_is_too_high():
     table = oof()
     fewest = table.groupby('fold').target.sum().idxmin()
     shifted = table.assign(pred=table.pred / 4 + 0.5 * (table.fold == fewest))
-    found = score.summary(shifted)
+    summarized = summary.summarize(shifted)
     expected = np.empty(len(table))
     for k in range(5):
         rows = (table.fold == k).to_numpy()
         expected[rows] = rankdata(shifted.pred[rows]) / rows.sum()
-    order = roc_auc_score(table.target, score.ranked(shifted.pred, shifted.fold))
-    assert found['ranked']['auc'].value == pytest.approx(order)
+    order = roc_auc_score(table.target, score.rank_within_folds(shifted.pred, shifted.fold))
+    assert summarized['ranked']['auc'].value == pytest.approx(order)
     assert order == pytest.approx(roc_auc_score(table.target, expected), abs=0.01)
-    assert found['pooled']['auc'].value < found['ranked']['auc'].value
+    assert summarized['pooled']['auc'].value < summarized['ranked']['auc'].value
 
 
 def test_the_summary_has_folds_sources_and_the_source_alone():
     table = oof()
-    found = score.summary(table)
+    summarized = summary.summarize(table)
     aucs = [roc_auc_score(t.target, t.pred) for _, t in table.groupby('fold')]
-    assert [f['auc'].value for f in found['folds'].values()] == pytest.approx(aucs)
-    assert found['fold_mean'].value == pytest.approx(np.mean(aucs))
-    assert found['fold_sd'] == pytest.approx(np.std(aucs, ddof=1))
-    assert found['fold_mean'].low < found['fold_mean'].value < found['fold_mean'].high
+    assert [f['auc'].value for f in summarized['folds'].values()] == pytest.approx(aucs)
+    assert summarized['fold_mean'].value == pytest.approx(np.mean(aucs))
+    assert summarized['fold_sd'] == pytest.approx(np.std(aucs, ddof=1))
+    assert (
+        summarized['fold_mean'].low < summarized['fold_mean'].value < summarized['fold_mean'].high
+    )
     for source, rows in table.groupby('source'):
         auc = roc_auc_score(rows.target, rows.pred)
-        assert found['sources'][source]['auc'].value == pytest.approx(auc)
+        assert summarized['sources'][source]['auc'].value == pytest.approx(auc)
     rate = table.groupby('source').target.transform('mean')
-    assert found['source_alone'] == pytest.approx(roc_auc_score(table.target, rate))
-    text = score.lines({'pred': found})
-    for word in ('within a', 'the source alone', f'{found["pooled"]["auc"].value:.4f}', 'sd '):
+    assert summarized['source_alone'] == pytest.approx(roc_auc_score(table.target, rate))
+    text = summary.format_summaries({'pred': summarized})
+    for word in (
+        'within a',
+        'the source alone',
+        f'{summarized["pooled"]["auc"].value:.4f}',
+        'mean over 5',
+    ):
         assert word in text
-    assert 'source' not in score.lines({'pred': score.summary(table[table.source == 'a'])})
+    assert 'source' not in summary.format_summaries(
+        {'pred': summary.summarize(table[table.source == 'a'])}
+    )
 
 
 def test_small_subgroups_show_their_counts_only():
@@ -165,34 +174,36 @@ def test_small_subgroups_show_their_counts_only():
         anatom_site=None,
     )
     table.loc[5, 'age_approx'] = np.nan
-    found = score.subgroups(table, 'pred')
-    assert list(found) == ['sex', 'age', 'source']  # nothing is known of sites
-    men = found['sex']['male']
+    subgroups = summary.measure_subgroups(table, 'pred')
+    assert list(subgroups) == ['sex', 'age', 'source']  # nothing is known of sites
+    men = subgroups['sex']['male']
     assert men['images'] == 30 and 'auc' not in men and 'fewer than 20' in men['note']
-    assert list(found['age']) == ['30 to 44', '60 to 74', 'not known']
+    assert list(subgroups['age']) == ['30 to 44', '60 to 74', 'not known']
     young = table[table.age_approx == 30]
-    assert found['age']['30 to 44']['images'] == len(young)
+    assert subgroups['age']['30 to 44']['images'] == len(young)
     auc = roc_auc_score(young.target, young.pred)
-    assert found['age']['30 to 44']['auc'].value == pytest.approx(auc)
+    assert subgroups['age']['30 to 44']['auc'].value == pytest.approx(auc)
 
 
 @pytest.mark.parametrize('target', [0, 1])
 def test_one_class_is_a_sentence_and_no_number(target):
     table = oof().assign(target=target)
     assert np.isnan(score.auc(table.target, table.pred))
-    found = score.summary(table)
-    assert 'auc' not in found['pooled'] and 'one class only' in score.lines({'pred': found})
+    summarized = summary.summarize(table)
+    assert 'auc' not in summarized['pooled'] and 'one class only' in summary.format_summaries(
+        {'pred': summarized}
+    )
     assert score.compare(table.target, [table.pred] * 2, table.group)[0][0].value is None
 
 
 def test_a_single_patient_has_no_interval_and_equal_scores_say_so():
     table = oof().assign(group='one')
-    found = score.part(table, 'pred')
-    assert found['auc'].value == pytest.approx(roc_auc_score(table.target, table.pred))
-    assert found['auc'].low is None and 'single patient' in found['note']
-    assert str(found['auc']).endswith('[no interval]')
+    figures = score.measure(table, 'pred')
+    assert figures['auc'].value == pytest.approx(roc_auc_score(table.target, table.pred))
+    assert figures['auc'].low is None and 'single patient' in figures['note']
+    assert str(figures['auc']).endswith('[no interval]')
     assert 'no interval' in str(score.compare(table.target, [table.pred] * 2, table.group)[2][0])
-    equal = score.part(oof().assign(pred=0.5), 'pred')
+    equal = score.measure(oof().assign(pred=0.5), 'pred')
     assert str(equal['auc']) == '0.5000 [0.5000, 0.5000]' and 'the same' in equal['note']
 
 
@@ -200,26 +211,7 @@ def test_a_score_that_is_no_number_is_refused():
     table = oof()
     table.loc[3, 'worse'] = np.nan
     with pytest.raises(Stop, match='1 of 400 scores in worse'):
-        score.part(table, 'worse')
-
-
-def test_rank_correlations_are_scipys():
-    table = oof()
-    found = score.rank_correlations([table.pred, table.worse, table.pred * 0])
-    assert found[0, 1] == pytest.approx(spearmanr(table.pred, table.worse).statistic)
-    assert found[2].tolist() == [0, 0, 1]
-
-
-def test_the_curves_go_through_scikit_learns_points():
-    table = oof()
-    pred, target = table.worse.to_numpy(), table.target.to_numpy()
-    found = score.curves(target, pred, table.group)
-    fpr, tpr, _ = roc_curve(target, pred, drop_intermediate=False)
-    at = np.interp(found['grid'], fpr, tpr)
-    # at a step of the curve interp may take either end of it
-    assert np.mean(np.abs(found['roc'][:, 0] - at) < 1e-9) > 0.9
-    assert np.all(found['roc'][:, 1] <= found['roc'][:, 2])
-    assert found['precision'][-1, 0] == pytest.approx(target.mean(), abs=0.1)
+        score.measure(table, 'worse')
 
 
 def test_the_published_models_figures_are_the_known_ones(shared):
@@ -232,12 +224,12 @@ def test_the_published_models_figures_are_the_known_ones(shared):
         assert 0.896 <= score.auc(recent.target, recent[column]) <= 0.9005
     rate = table.groupby('source').target.transform('mean')
     assert score.auc(table.target, rate) == pytest.approx(0.745, abs=0.001)
-    found, images = (
-        score.part(rows, 'pred_ep4') for rows in (recent, recent.assign(group=recent.image_name))
+    figures, images = (
+        score.measure(rows, 'pred_ep4') for rows in (recent, recent.assign(group=recent.image_name))
     )
     for name, value in witness(recent.target, recent.pred_ep4).items():
-        assert found[name].value == pytest.approx(value, abs=1e-12), name
-    width = [f['auc'].high - f['auc'].low for f in (found, images)]
+        assert figures[name].value == pytest.approx(value, abs=1e-12), name
+    width = [f['auc'].high - f['auc'].low for f in (figures, images)]
     assert width[0] > width[1]
     error = delong(recent.target.to_numpy(), recent.pred_ep4.to_numpy())
     assert width[1] / 2 == pytest.approx(1.96 * error, abs=0.002)
@@ -246,7 +238,7 @@ def test_the_published_models_figures_are_the_known_ones(shared):
 def test_what_is_saved_is_json(tmp_path):
     from lib import files
 
-    files.write_json(tmp_path / 'scores.json', {'pred': score.summary(oof()), 'nan': np.nan})
+    files.write_json(tmp_path / 'scores.json', {'pred': summary.summarize(oof()), 'nan': np.nan})
     text = (tmp_path / 'scores.json').read_text()
-    found = json.loads(text, parse_constant=lambda word: pytest.fail(word))
-    assert len(found['pred']['pooled']['auc']) == 3 and found['nan'] is None
+    saved = json.loads(text, parse_constant=lambda word: pytest.fail(word))
+    assert len(saved['pred']['pooled']['auc']) == 3 and saved['nan'] is None

@@ -29,18 +29,18 @@ def table(n=1200, seed=0) -> pd.DataFrame:
 
 def test_a_camera_that_gives_melanomas_away_is_seen_in_other_patients():
     rows = table()
-    pred, seen = shortcuts.floor(rows)
+    pred, seen = shortcuts.predict(rows)
     assert seen == ['images per patient', 'age', 'native width', 'sex']  # what varies
     assert roc_auc_score(rows.target, pred) > 0.8
-    assert roc_auc_score(rows.target, shortcuts.floor(rows.assign(width=640))[0]) < 0.65
-    np.testing.assert_array_equal(pred, shortcuts.floor(rows)[0])
+    assert roc_auc_score(rows.target, shortcuts.predict(rows.assign(width=640))[0]) < 0.65
+    np.testing.assert_array_equal(pred, shortcuts.predict(rows)[0])
 
 
 def test_a_row_is_scored_without_its_own_fold():
     rows = table()
-    pred, _ = shortcuts.floor(rows)
+    pred, _ = shortcuts.predict(rows)
     flipped = rows.assign(target=np.where(rows.fold == 3, 1 - rows.target, rows.target))
-    other, _ = shortcuts.floor(flipped)
+    other, _ = shortcuts.predict(flipped)
     in_fold = (rows.fold == 3).to_numpy()
     np.testing.assert_array_equal(pred[in_fold], other[in_fold])
     assert (pred[~in_fold] != other[~in_fold]).any()
@@ -48,12 +48,12 @@ def test_a_row_is_scored_without_its_own_fold():
 
 def test_a_table_that_knows_nothing_is_no_crash():
     rows = table()[['target', 'fold', 'source']].assign(group=range(1200))
-    pred, seen = shortcuts.floor(rows)
+    pred, seen = shortcuts.predict(rows)
     assert seen == [] and np.ptp(pred) == 0
-    found = {'pooled': score.part(rows.assign(pred=pred), 'pred'), 'seen': seen}
-    assert '0.5000' in shortcuts.sentence(found) and 'nothing' in shortcuts.sentence(found)
+    floor = {'pooled': score.measure(rows.assign(pred=pred), 'pred'), 'seen': seen}
+    assert '0.5000' in shortcuts.describe(floor) and 'nothing' in shortcuts.describe(floor)
     nothing = {'pooled': {'note': 'one class only'}, 'seen': seen}
-    assert 'one class only' in shortcuts.sentence(nothing)
+    assert 'one class only' in shortcuts.describe(nothing)
 
 
 def test_the_floor_of_the_competition_is_what_others_found(shared):
@@ -62,7 +62,7 @@ def test_the_floor_of_the_competition_is_what_others_found(shared):
     )
     rows = rows.assign(source='competition', group=rows.patient_id)
     rows['fold'] = splits.assign(rows, 5, 0)
-    pred, seen = shortcuts.floor(rows)
+    pred, seen = shortcuts.predict(rows)
     assert len(seen) == 6
     assert 0.82 <= roc_auc_score(rows.target, pred) <= 0.85
 
@@ -73,5 +73,5 @@ def test_folds_prints_it(ok, demo, tmp_path):
 
 @pytest.mark.parametrize('missing', ['width', 'sex', 'patient_id'])
 def test_columns_may_be_missing(missing):
-    pred, _ = shortcuts.floor(table().drop(columns=missing))
+    pred, _ = shortcuts.predict(table().drop(columns=missing))
     assert np.isfinite(pred).all()

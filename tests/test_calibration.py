@@ -6,12 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.special import expit, logit
-from scipy.stats import spearmanr
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve
 
-from lib import probability
+from lib import calibration, prior
 from lib.cli import Stop
 
 
@@ -26,17 +25,24 @@ def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
     )
 
 
+def calibrate(table, odds, way, rate):
+    """What is said of `prob`, out of fold and, as if the same images were test images, by all."""
+    blend = {'odds': odds, 'calibrate': way, 'prior': rate}
+    table, test, facts = calibration.add_prob(table, table[['pred']], blend)
+    return table.prob.to_numpy(), test.prob.to_numpy(), facts
+
+
 def test_the_shift_is_the_known_formula_and_keeps_ranks():
     pred = np.array([0, 1e-9, 0.2, 0.5, 0.9, 1])
-    moved = probability.shift(pred, 0.0178, 1.0)
+    moved = prior.to_prior(pred, 0.0178, 1.0)
     added = np.log(0.0178 / (1 - 0.0178))
     assert added == pytest.approx(-4.01, abs=0.005)
     np.testing.assert_allclose(moved[1:-1], expit(logit(pred[1:-1]) + added), rtol=1e-12)
     assert moved[0] == 0 and moved[-1] == 1
     many = np.sort(np.random.default_rng(0).random(10000))
-    assert (np.diff(probability.shift(many, 0.0178, 1.0)) > 0).all()
+    assert (np.diff(prior.to_prior(many, 0.0178, 1.0)) > 0).all()
     # trained at the rate itself, nothing moves
-    np.testing.assert_allclose(probability.shift(many, 0.25, 1 / 3), many)
+    np.testing.assert_allclose(prior.to_prior(many, 0.25, 1 / 3), many)
 
 
 @pytest.mark.parametrize(
@@ -44,125 +50,123 @@ def test_the_shift_is_the_known_formula_and_keeps_ranks():
 )
 def test_the_odds_trained_at_follow_the_benign_ratio(neg_ratio, odds):
     target = np.r_[np.ones(10), np.zeros(90)]
-    assert probability.trained_odds(target, neg_ratio) == pytest.approx(odds)
+    assert prior.trained_odds(target, neg_ratio) == pytest.approx(odds)
 
 
 def test_the_shift_makes_a_good_models_predictions_probabilities():
     table = oof()
-    prob, of_pred, found = probability.of_blend(table, 1.0, None, None)
-    assert found['prior'] == table.target.mean()
-    before, after = found['before'], found['after']
+    prob, of_test, facts = calibrate(table, 1.0, None, None)
+    assert facts['prior'] == table.target.mean()
+    before, after = facts['before'], facts['after']
     assert after['brier'] < before['brier'] and after['ece'] < 0.1 * before['ece']
     assert after['slope'] == pytest.approx(1, abs=0.15)
     assert after['intercept'] == pytest.approx(0, abs=0.15) and before['intercept'] < -3
     assert prob.mean() == pytest.approx(table.target.mean(), rel=0.1)
-    np.testing.assert_array_equal(of_pred(table.pred.to_numpy()), prob)
-    text = probability.lines(found)
+    np.testing.assert_array_equal(of_test, prob)
+    text = calibration.format_quality(facts)
     assert 'before' in text and 'odds of 1 ' in text
 
 
-def test_odds_that_nobody_knows_are_found_by_the_level():
+def test_odds_that_nobody_knows_follow_from_the_level():
     table = oof()
-    assert probability.odds_of_level(table.pred, table.target.mean()) == pytest.approx(1, rel=0.15)
-    prob, _, found = probability.of_blend(table, None, None, 0.05)
-    weight = probability.class_weights(table.target.to_numpy(), 0.05)
+    assert prior.odds_of_level(table.pred, table.target.mean()) == pytest.approx(1, rel=0.15)
+    prob, _, facts = calibrate(table, None, None, 0.05)
+    weight = prior.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(prob, weights=weight) == pytest.approx(0.05)
-    assert 'its mean is the rate 0.05, by these labels' in probability.describe(found)
+    assert 'its mean is the rate 0.05, by these labels' in calibration.describe(facts)
     with pytest.raises(Stop, match='all 0 or all 1'):
-        probability.odds_of_level(np.zeros(5), 0.1)
+        prior.odds_of_level(np.zeros(5), 0.1)
 
 
-@pytest.mark.parametrize('how', ['platt', 'isotonic'])
-def test_a_fit_mends_a_bad_model_and_is_judged_out_of_fold(how):
+def test_platt_mends_a_bad_model_and_is_judged_out_of_fold():
     table = oof().assign(pred=lambda t: expit(3 * logit(t.pred) + 2))  # far too sure
-    _, of_pred, found = probability.of_blend(table, 1.0, how, None)
-    assert found['after']['slope'] == pytest.approx(1, abs=0.3)
-    assert found['after']['ece'] < 0.005 < found['before']['ece']
+    _, of_test, facts = calibrate(table, 1.0, 'platt', None)
+    assert facts['after']['slope'] == pytest.approx(1, abs=0.3)
+    assert facts['after']['ece'] < 0.005 < facts['before']['ece']
     order = np.argsort(table.pred, kind='stable')
-    assert (np.diff(of_pred(table.pred.to_numpy())[order]) > 0).all()  # ranks stay
-    assert spearmanr(of_pred(table.pred.to_numpy()), table.pred).statistic == pytest.approx(1)
+    assert (np.diff(of_test[order]) > 0).all()  # ranks stay
     # honest: a fold's labels have no part in its own probabilities
     rows = (table.fold == 2).to_numpy()
     flipped = table.assign(target=np.where(rows, 1 - table.target, table.target))
-    prob, other = (probability.of_blend(t, 1.0, how, 0.02)[0] for t in (table, flipped))
+    prob, other = (calibrate(t, 1.0, 'platt', 0.02)[0] for t in (table, flipped))
     np.testing.assert_array_equal(prob[rows], other[rows])
     assert (prob[~rows] != other[~rows]).any()
-    assert 'single folds' in probability.describe(found)
+    assert 'single folds' in calibration.describe(facts)
 
 
 def test_platt_is_logistic_regression_on_the_logit():
     table = oof(n=3000, rate=0.2)
-    fitted = probability.platt(table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
+    fitted = calibration.fit_platt(table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
     x = logit(table.pred.to_numpy())[:, None]
     witness = LogisticRegression(C=1e9).fit(x, table.target).predict_proba(x)[:, 1]
     np.testing.assert_allclose(fitted(table.pred.to_numpy()), witness, atol=1e-4)
     with pytest.raises(Stop, match='lower predictions'):
-        probability.platt(1 - table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
+        calibration.fit_platt(1 - table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
 
 
 def test_another_prior_is_weighed_in():
     table = oof(rate=0.02)
-    for how in (None, 'platt', 'isotonic'):
-        prob, _, found = probability.of_blend(table, 1.0, how, 0.3)
-        weight = probability.class_weights(table.target.to_numpy(), 0.3)
+    for way in (None, 'platt'):
+        prob, _, facts = calibrate(table, 1.0, way, 0.3)
+        weight = prior.class_weights(table.target.to_numpy(), 0.3)
         assert np.average(table.target, weights=weight) == pytest.approx(0.3)
         assert np.average(prob, weights=weight) == pytest.approx(0.3, abs=0.02)
-        assert found['after']['intercept'] == pytest.approx(0, abs=0.15)
+        assert facts['after']['intercept'] == pytest.approx(0, abs=0.15)
 
 
 def test_brier_and_bins_are_scikit_learns():
     table = oof(n=5000, rate=0.3)
     prob, ones = table.pred.to_numpy(), np.ones(len(table))
-    found = probability.quality(table.target.to_numpy(), prob, ones)
-    assert found.brier == pytest.approx(brier_score_loss(table.target, prob))
+    quality = calibration.measure_quality(table.target.to_numpy(), prob, ones)
+    assert quality.brier == pytest.approx(brier_score_loss(table.target, prob))
     observed, predicted = calibration_curve(table.target, prob, n_bins=10, strategy='quantile')
-    bins = probability.reliability(table.target.to_numpy(), prob, ones)
+    bins = calibration.reliability(table.target.to_numpy(), prob, ones)
     np.testing.assert_allclose(bins.observed, observed, atol=0.005)
     np.testing.assert_allclose(bins.predicted, predicted, atol=0.005)
-    assert found.ece == pytest.approx(np.mean(np.abs(observed - predicted)), abs=0.002)
+    assert quality.ece == pytest.approx(np.mean(np.abs(observed - predicted)), abs=0.002)
 
 
 def test_equal_probabilities_are_one_bin():
     target = np.r_[np.zeros(90), np.ones(10)]  # sorted: a split by rows would see 0 and 1
-    found = probability.quality(target, np.full(100, 0.1), np.ones(100))
-    assert found.ece == pytest.approx(0) and found.slope is None
+    quality = calibration.measure_quality(target, np.full(100, 0.1), np.ones(100))
+    assert quality.ece == pytest.approx(0) and quality.slope is None
 
 
-def test_the_threshold_finds_as_many_melanomas_as_asked_for():
+def test_a_threshold_reaches_the_sensitivity_that_is_asked_for():
     table = oof()
     target, pred = table.target.to_numpy(), table.pred.to_numpy()
     fpr, tpr, cut = roc_curve(target, pred, drop_intermediate=False)
     for wanted in (0.5, 0.8, 0.95, 0.999):
-        at = probability.threshold(target, pred, wanted)
+        at = calibration.threshold(target, pred, wanted)
         assert at == cut[np.argmax(tpr >= wanted)]
-    rows = probability.thresholds(target, pred, lambda p: p / 2, 0.018)
+    rows = calibration.thresholds(target, pred, lambda p: p / 2, 0.018)
     row = next(row for row in rows if row['wanted'] == 0.95)
     assert row['prob'] == row['pred'] / 2
-    assert row['sensitivity'] >= 0.95 and row['found'] + row['missed'] == pytest.approx(18)
-    called = fpr[np.argmax(tpr >= 0.95)] * 982
-    assert row['called'] == pytest.approx(called)
+    assert row['sensitivity'] >= 0.95
+    assert row['true_positives'] + row['false_negatives'] == pytest.approx(18)
+    assert row['false_positives'] == pytest.approx(fpr[np.argmax(tpr >= 0.95)] * 982)
     with pytest.raises(Stop, match='no melanoma'):
-        probability.threshold(np.zeros(3), np.ones(3), 0.9)
+        calibration.threshold(np.zeros(3), np.ones(3), 0.9)
 
 
 def test_probabilities_are_for_the_competitions_own_images():
     table = oof(n=4000, rate=0.1)
     table['source'] = np.where(table.index < 1000, 'competition', 'isic2019')
-    own, named = probability.population(table)
-    assert own.sum() == 1000 and 'competition' in named
-    assert probability.rate(table) == table.target[:1000].mean()
+    own, population = prior.evaluation_rows(table)
+    assert own.sum() == 1000 and 'competition' in population
+    assert prior.melanoma_rate(table) == table.target[:1000].mean()
     few = table.assign(target=np.where(table.index < 990, 0, table.target))
-    own, named = probability.population(few)
-    assert own.all() and named.startswith('all 4000')
+    own, population = prior.evaluation_rows(few)
+    assert own.all() and population.startswith('all 4000')
     # judged on all, but for the competition's rate: so weighted to it
     few.loc[few.index < 5, 'target'] = 1
-    _, _, found = probability.of_blend(few, 1.0, None, None)
-    assert 'all 4000' in found['population'] and 'weighted to the rate' in found['population']
-    assert found['prior'] == few.target[:1000].mean()
-    _, _, platt = probability.of_blend(few, 1.0, 'platt', None)
+    _, _, facts = calibrate(few, 1.0, None, None)
+    assert 'all 4000' in facts['population'] and 'weighted to the rate' in facts['population']
+    assert facts['prior'] == few.target[:1000].mean()
+    _, _, platt = calibrate(few, 1.0, 'platt', None)
     assert platt['after']['intercept'] == pytest.approx(0, abs=0.2)
     with pytest.raises(Stop, match='--prior'):
-        probability.rate(table.assign(target=0))
+        prior.melanoma_rate(table.assign(target=0))
 
 
 def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
@@ -171,14 +175,17 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / 'config.json').write_text(json.dumps({'neg_ratio': neg_ratio}))
     a, b, c, d = (tmp_path / name for name in 'abcd')
-    of = probability.trained_odds_of
-    assert of([a], target) == 1
-    assert of([a, b], target, [0.5, 0.5]) == pytest.approx(0.5)
-    assert of([a, b], target, [0.5, 0.5], 'rank') is None
-    assert of([a, b], target, [2, 3], 'stack') == pytest.approx(1 / 9)
+
+    def odds(folders, weights, how='mean'):
+        return prior.blend_odds(how, folders, weights, target, target[:20])
+
+    assert odds([a], [1.0]) == 1
+    assert odds([a, b], [0.5, 0.5]) == pytest.approx(0.5)
+    assert odds([a, b], [0.5, 0.5], 'rank') is None
+    assert odds([a, b], [2, 3], 'stack') == pytest.approx(1)  # those of the rows it was fitted on
     c.mkdir()
     (c / 'blend.json').write_text(json.dumps({'odds': 0.25}))
-    assert of([b, c], target, [0.5, 0.5]) == pytest.approx(0.25)
+    assert odds([b, c], [0.5, 0.5]) == pytest.approx(0.25)
     d.mkdir()
-    assert of([a, d], target, [0.5, 0.5]) is None  # anybody's
-    assert of([a, d], target, [1.0, 0.0]) == 1  # without a part in it
+    assert odds([a, d], [0.5, 0.5]) is None  # anybody's
+    assert odds([a, d], [1.0, 0.0]) == 1  # without a part in it

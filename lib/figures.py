@@ -1,0 +1,226 @@
+"""The figures of the report, as SVG in the page's own colours."""
+
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.pictures import BLUE, RED
+from lib.score import resample
+from lib.summary import MIN_CLASS
+
+INK = '#010203'  # becomes the page's own colour of text, light or dark
+N_BAND_DRAWS = 200
+SIZE = (5.4, 4.2)  # inches
+STYLE = {
+    'text.color': INK,
+    'axes.labelcolor': INK,
+    'axes.edgecolor': INK,
+    'xtick.color': INK,
+    'ytick.color': INK,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'font.size': 11,
+    'svg.hashsalt': 'report',  # the same page from the same files
+    'text.parse_math': False,  # a run's name may hold a $
+}
+
+
+def to_svg(
+    title: str, draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, note: str = ''
+) -> dict[str, str]:
+    """What `draw(axes)` draws, as `svg`, with its `title`, a `note`, and its width in `points`."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout='constrained')
+        draw(figure.add_subplot())
+        text = io.StringIO()
+        figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
+    svg = text.getvalue()
+    svg = svg[svg.index('<svg') :].replace(INK, 'currentColor')
+    svg = re.sub(r'<g id="[^"]*">', '<g>', svg)  # ids would be the same in every figure
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)  # the page decides the width
+    return {'title': title, 'svg': svg, 'note': note, 'points': str(round(72 * size[0]))}
+
+
+def of_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, str]]:
+    """ROC, precision and recall, AUC by subgroup, reliability, histogram, of one blend's `oof`."""
+    target, pred = oof.target.to_numpy(), oof.pred.to_numpy()
+    figures = []
+    if len(np.unique(target)) == 2:
+        curves = curves_with_bands(target, pred, oof.group)
+        unit = scores['summary']['resampling_unit']
+        note = f'The band holds 95 % of {N_BAND_DRAWS} draws of {unit}.'
+
+        def roc(axes: Axes) -> None:
+            _draw_curve(axes, curves['grid'], curves['roc'], [0, 1])
+            axes.set(xlabel='false positive rate', ylabel='sensitivity (true positive rate)')
+
+        def precision(axes: Axes) -> None:
+            _draw_curve(axes, curves['grid'], curves['precision'], [target.mean()] * 2)
+            axes.set(xlabel='recall (sensitivity)', ylabel='precision')
+
+        figures += [to_svg('ROC curve', roc, note=note)]
+        figures += [to_svg('Precision-recall curve', precision, note=note)]
+    rows = _forest_rows(scores['summary'])
+    note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
+    size = (6, 0.9 + 0.27 * len(rows))
+    title = 'AUC by fold, source and subgroup'
+    figures.append(to_svg(title, lambda axes: _draw_forest(axes, rows), size, note))
+    facts = scores['probability']
+    if 'before' in facts:
+        note = 'Each bin holds as many images; on the line, probabilities are rates.'
+        title = 'Reliability, before and after'
+        figures.append(to_svg(title, lambda axes: _draw_reliability(axes, facts), note=note))
+    figures.append(to_svg('Predictions', lambda axes: _draw_histogram(axes, target, pred)))
+    return figures
+
+
+def curves_with_bands(
+    target: np.ndarray, pred: np.ndarray, group: np.ndarray, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """The ROC and precision-recall curves with 95 % bands over draws of whole groups.
+
+    Returns: `grid`, (101,) of 0..1; `roc`, the sensitivity at these false positive rates, and
+    `precision` at these sensitivities: (101, 3) each: value, low, high.
+    """
+    grid = np.linspace(0, 1, 101)
+    order = np.argsort(-pred, kind='stable')
+    positive = target[order].astype(float)
+    ends = np.flatnonzero(np.r_[np.diff(pred[order]) != 0, True])  # of ties
+
+    def at_grid(counts: np.ndarray) -> np.ndarray:
+        weight = counts[order]
+        tp = np.cumsum(weight * positive)[ends]
+        called = np.cumsum(weight)[ends]
+        fp = called - tp
+        if not tp[-1] or not fp[-1]:
+            return np.full((2, len(grid)), np.nan)
+        roc = np.interp(grid, np.r_[0, fp / fp[-1]], np.r_[0, tp / tp[-1]])
+        reached = np.searchsorted(tp, np.maximum(grid * tp[-1] - 1e-9, 1e-9))
+        return np.stack([roc, (tp / np.maximum(called, 1))[np.minimum(reached, len(tp) - 1)]])
+
+    draws = [at_grid(counts) for counts in resample(group, N_BAND_DRAWS, seed)]
+    low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
+    value = at_grid(np.ones(len(pred)))
+    roc, precision = np.stack([value, low, high], axis=-1)
+    return {'grid': grid, 'roc': roc, 'precision': precision}
+
+
+def _draw_curve(axes: Axes, grid: np.ndarray, curve: np.ndarray, chance: Sequence[float]) -> None:
+    axes.plot([0, 1], chance, color=INK, linewidth=0.8, linestyle=':')
+    axes.fill_between(grid, curve[:, 1], curve[:, 2], color=BLUE, alpha=0.3, linewidth=0)
+    axes.plot(grid, curve[:, 0], color=BLUE)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+
+
+def _forest_rows(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    rows = [('all', summary['pooled'])]
+    rows += [(f'fold {k}', figures) for k, figures in summary['folds'].items()]
+    for kind, subgroups in summary['subgroups'].items():
+        rows += [(f'{kind}: {value}', figures) for value, figures in subgroups.items()]
+    return rows
+
+
+def _draw_forest(axes: Axes, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    places = -np.arange(len(rows))
+    lowest = 0.95
+    for y, (_, figures) in zip(places, rows, strict=True):
+        counts = f'{figures["images"]} images, {figures["melanomas"]} melanomas'
+        axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
+        if 'auc' not in figures:
+            continue
+        value, low, high = figures['auc']
+        if low is not None:
+            axes.plot([low, high], [y, y], color=BLUE, linewidth=2)
+        axes.plot(value, y, 'o', color=BLUE, markersize=5)
+        lowest = min(lowest, value, value if low is None else low)
+    axes.set_yticks(places, [label for label, _ in rows])
+    axes.set(xlim=(lowest - 0.02, 1), ylim=(places[-1] - 0.6, 0.6), xlabel='AUC')
+    if 'auc' in rows[0][1]:
+        axes.axvline(rows[0][1]['auc'][0], color=INK, linewidth=0.8, linestyle=':')
+
+
+def _draw_reliability(axes: Axes, facts: dict[str, Any]) -> None:
+    root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)  # gives small probabilities room
+    axes.set_xscale('function', functions=root)
+    axes.set_yscale('function', functions=root)
+    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=':')
+    for name, colour, marker in (('before', RED, 's'), ('after', BLUE, 'o')):
+        x, y = ([b[c] for b in facts[f'bins_{name}']] for c in ('predicted', 'observed'))
+        label = f'{name}, Brier {facts[name]["brier"]:.4f}'
+        axes.plot(x, y, color=colour, marker=marker, label=label)
+    ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]
+    axes.set_xticks(ticks, ticks)
+    axes.set_yticks(ticks, ticks)
+    axes.tick_params(axis='x', labelsize=9)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.set(xlabel='predicted probability', ylabel='observed rate of melanomas')
+    axes.legend(frameon=False)
+
+
+def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray) -> None:
+    for value, name, colour in ((0, 'benign', BLUE), (1, 'melanoma', RED)):
+        of_class = pred[target == value]
+        if len(of_class):
+            weights = np.full(len(of_class), 1 / len(of_class))
+            style = {'color': colour, 'histtype': 'stepfilled', 'alpha': 0.45, 'label': name}
+            axes.hist(of_class, bins=np.linspace(0, 1, 41), weights=weights, **style)
+    axes.set(xlabel='pred', ylabel='share of the class', xlim=(0, 1))
+    axes.legend(frameon=False)
+
+
+def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
+    """A heat map of the runs' rank correlations, (k, k)."""
+    k = len(names)
+
+    def draw(axes: Axes) -> None:
+        axes.imshow(rho, cmap='Blues', vmin=min(0, rho.min()), vmax=1)
+        for i, j in np.ndindex(rho.shape) if k <= 12 else ():
+            colour = '#ffffff' if rho[i, j] > 0.6 else '#102030'
+            axes.text(j, i, f'{rho[i, j]:.2f}', ha='center', va='center', color=colour, fontsize=9)
+        axes.set_xticks(range(k), [str(i + 1) for i in range(k)])
+        axes.set_yticks(range(k), [f'{_shorten(name)}  {i + 1}' for i, name in enumerate(names)])
+
+    side = 1.6 + 0.42 * k
+    return to_svg('Rank correlation of the runs', draw, (side + 2, side))
+
+
+def _shorten(name: str, most: int = 28) -> str:
+    return name if len(name) <= most else name[: most - 1] + '…'
+
+
+def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
+    """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that we trained."""
+    histories = {
+        name: [pd.read_csv(path) for path in sorted(run.glob('fold*/history.csv'))]
+        for name, run in runs.items()
+    }
+    histories = {name: folds for name, folds in histories.items() if folds}
+    colours = matplotlib.colormaps['tab10'].colors
+
+    def draw(axes: Axes, column: str) -> None:
+        for i, (name, folds) in enumerate(histories.items()):
+            for k, history in enumerate(folds):
+                label = _shorten(name) if k == 0 else None
+                style = {'color': colours[i % 10], 'linewidth': 1.2, 'label': label}
+                axes.plot(history.epoch, history[column], **style)
+        axes.set(xlabel='epoch')
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        if len(histories) <= 8:
+            axes.legend(frameon=False, fontsize=9)
+
+    note = 'A line a fold; on its melanomas and a sample of its benign images.'
+    columns = {'Held-out AUC by epoch': 'auc', 'Held-out loss by epoch': 'valid_loss'}
+    return [
+        to_svg(title, lambda axes, column=column: draw(axes, column), note=note)
+        for title, column in columns.items()
+        if histories
+    ]

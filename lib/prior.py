@@ -1,0 +1,111 @@
+"""The rate of melanomas that probabilities are for, and the odds that a model was trained at."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.optimize import brentq
+
+from lib.cli import Stop
+from lib.runs import Run
+from lib.summary import MIN_CLASS
+from lib.tables import COMPETITION
+
+
+def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which rows of `oof` (target, source) probabilities are for and judged on: (n,) bool, a name.
+
+    They are the competition's own source, since the test images are its; all rows where it is not
+    there, or has fewer than 20 melanomas or benign images.
+    """
+    own = (oof.source == COMPETITION).to_numpy()
+    melanomas = int(oof.target[own].sum())
+    if oof.source.nunique() > 1 and min(melanomas, own.sum() - melanomas) >= MIN_CLASS:
+        return own, f'the {own.sum()} images of {COMPETITION}, {melanomas} melanomas'
+    melanomas = int(oof.target.sum())
+    return np.full(len(oof), True), f'all {len(oof)} images, {melanomas} melanomas'
+
+
+def melanoma_rate(oof: pd.DataFrame) -> float:
+    """The rate of melanomas in the competition's own source, or in all rows without it.
+
+    Raises: Stop where it is 0 or 1, which no probability can be moved to.
+    """
+    own = oof.target[oof.source == COMPETITION]
+    rate = float((own if len(own) else oof.target).mean())
+    if not 0 < rate < 1:
+        raise Stop(f'the rate of melanomas is {rate:.0f}; say another with --prior, as .018')
+    return rate
+
+
+def trained_odds(targets: Sequence[float], neg_ratio: float) -> float:
+    """The odds of melanoma in an epoch on labelled `targets` with `neg_ratio`: 1 at 1:1.
+
+    `neg_ratio` is as in Downsample: 0 means all benign images, and it is capped at their number.
+    """
+    positive = float(np.sum(targets))
+    negative = len(targets) - positive
+    wanted = neg_ratio * positive if neg_ratio else negative
+    return positive / max(1.0, min(wanted, negative))
+
+
+def blend_odds(
+    how: str,
+    runs: Sequence[Run],
+    weights: Sequence[float],
+    trained_on: Sequence[float],
+    blended_on: Sequence[float],
+) -> float | None:
+    """The odds of melanoma that a blend of `runs` was trained at: the weighted
+    geometric mean of theirs. None where a run's odds are not known, or the blend is of ranks.
+
+    `trained_on`: the targets of the images that the runs were trained on; `blended_on`: those that
+    a stack was fitted on, whose odds it has.
+    """
+    if how == 'stack':
+        return trained_odds(blended_on, 0)
+    weights = np.asarray(weights)
+    used = [run for run, weight in zip(runs, weights, strict=True) if weight]
+    log_odds = np.log([run_odds(run, trained_on) for run in used])
+    odds = float(np.exp(np.dot(weights[weights != 0], log_odds)))
+    return None if how == 'rank' or np.isnan(odds) else odds
+
+
+def run_odds(run: Run, targets: Sequence[float]) -> float:
+    """The odds that a run was trained at, or a kept blend's; NaN for anybody else's predictions."""
+    if run.is_trained_here:
+        return trained_odds(targets, run.config.get('neg_ratio', 1.0))
+    return run.blend.get('odds') or np.nan
+
+
+def to_prior(pred: np.ndarray, prior: float, odds: float) -> np.ndarray:
+    """`pred` (n,) of a model trained at `odds`, moved to a rate `prior`; its order stays.
+
+    This adds log(prior / (1 - prior)) - log(odds) to the logit.
+    Source: https://doi.org/10.1162/089976602753284446
+    """
+    factor = prior / (1 - prior) / odds
+    return pred * factor / (pred * factor + (1 - pred))
+
+
+def odds_of_level(pred: np.ndarray, prior: float, weight: np.ndarray | None = None) -> float:
+    """The odds that `pred` seems trained at, if its mean after `to_prior` is to be `prior`.
+
+    It serves predictions of which nobody says how they were trained, and those that are no
+    probabilities, as the mean of ranks. Raises: Stop where all are 0 or 1.
+    """
+
+    def excess(log_odds: float) -> float:
+        return np.average(to_prior(pred, prior, np.exp(log_odds)), weights=weight) - prior
+
+    if excess(-50) * excess(50) >= 0:
+        raise Stop('the predictions are all 0 or all 1, so they cannot be moved to a rate')
+    return float(np.exp(brentq(excess, -50, 50)))
+
+
+def class_weights(target: np.ndarray, prior: float) -> np.ndarray:
+    """A weight for each image, (n,), so that melanomas are `prior` of all; ones for one class."""
+    rate = np.mean(target)
+    if rate in (0, 1):
+        return np.ones(len(target))
+    return np.where(target == 1, prior / rate, (1 - prior) / (1 - rate))

@@ -1,0 +1,144 @@
+"""What is said of out-of-fold predictions: pooled, by fold, by source, by subgroup; in print."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib import score
+from lib.score import MEASURES, Estimate
+
+MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
+MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
+AGES = [0, 30, 45, 60, 75, np.inf]  # years
+AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
+
+
+def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
+    """All that is said of one column of out-of-fold predictions, as saved in JSON.
+
+    `oof`: target, group, source, fold, the column `pred`; sex, age_approx (years), anatom_site if
+    known. Returns: what `measure_overall` does, and `subgroups`.
+    """
+    return measure_overall(oof, pred) | {'subgroups': measure_subgroups(oof, pred)}
+
+
+def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
+    """What is said of all rows of `oof` together (target, group, source, fold, and `pred`).
+
+    Returns: `pooled`, `resampling_unit`, `ranked` (pooled after ranking within each fold),
+    `folds`, `fold_mean` and `fold_sd` of the folds' AUCs, `sources`, `source_alone` (the AUC of a
+    source's rate of melanomas as the score: what telling the archives apart is worth).
+    """
+    pooled = score.measure(oof, pred)
+    ranked = oof.assign(**{pred: score.rank_within_folds(oof[pred], oof.fold)})
+    ranked_auc = score.measure(ranked, pred).get('auc', Estimate(None))
+    summary = {'pooled': pooled, 'resampling_unit': resampling_unit(oof)}
+    summary |= {'ranked': {'auc': ranked_auc}} | _measure_folds(oof, pred)
+    if oof.source.nunique() > 1:
+        summary['sources'] = measure_sources(oof, pred)
+        rate = oof.groupby('source').target.transform('mean')
+        summary['source_alone'] = score.auc(oof.target, rate)
+    return summary
+
+
+def _measure_folds(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
+    # a seed for each fold: with the same draws in all of them their mean would vary too much
+    folds = {k: score.measure_with_draws(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
+    summary: dict[str, Any] = {'folds': {str(k): figures for k, (figures, _) in folds.items()}}
+    scored = [
+        (figures['auc'].value, draws) for figures, draws in folds.values() if 'auc' in figures
+    ]
+    if scored:
+        aucs = [auc for auc, _ in scored]
+        # no group is in two folds, so draws of the folds may be paired in any order
+        draws = np.mean([draws for _, draws in scored], axis=0)
+        summary['fold_mean'] = Estimate(float(np.mean(aucs)), *score.percentile_interval(draws))
+        if len(aucs) > 1:
+            summary['fold_sd'] = float(np.std(aucs, ddof=1))
+    return summary
+
+
+def resampling_unit(oof: pd.DataFrame) -> str:
+    """What the intervals of `oof` (group) resample, in words."""
+    if oof.group.nunique() == len(oof) > 1:
+        return 'images (no patient with several is known; else the interval is too narrow)'
+    return 'patients or lesions'
+
+
+def measure_sources(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
+    """`score.measure` of each source."""
+    return {source: score.measure(rows, pred) for source, rows in oof.groupby('source')}
+
+
+def measure_subgroups(
+    oof: pd.DataFrame, pred: str = 'pred'
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """`score.measure` of each sex, age band, site and source; of a small one the counts alone."""
+    columns = {'sex': oof.get('sex'), 'age': None, 'site': oof.get('anatom_site'), 'source': None}
+    if 'age_approx' in oof:
+        bands = pd.cut(oof.age_approx, AGES, right=False, labels=AGE_BANDS)
+        columns['age'] = bands.astype('str')
+    if oof.source.nunique() > 1:
+        columns['source'] = oof.source
+    subgroups: dict[str, dict[str, dict[str, Any]]] = {}
+    for kind, values in columns.items():
+        if values is None or values.isna().all():
+            continue
+        values = values.fillna('not known')
+        values = values.where(values.isin(values.value_counts().index[:MAX_SUBGROUPS]), 'others')
+        by_value = dict(list(oof.groupby(values)))
+        in_order = [band for band in AGE_BANDS if band in by_value] if kind == 'age' else []
+        in_order += [value for value in by_value if value not in in_order]
+        subgroups[kind] = {value: _measure_subgroup(by_value[value], pred) for value in in_order}
+    return subgroups
+
+
+def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
+    n, melanomas = len(rows), int(rows.target.sum())
+    if min(melanomas, n - melanomas) >= MIN_CLASS:
+        return score.measure(rows, pred)
+    note = f'fewer than {MIN_CLASS} melanomas or benign images'
+    return {'images': n, 'melanomas': melanomas, 'note': note}
+
+
+def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
+    """Text: a figure a row, a column for each of `summaries` by its name, and what was counted."""
+    table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
+    summary = next(iter(summaries.values()))
+    counted = {'AUC, pooled': summary['pooled']}
+    counted |= {f'  within {source}': part for source, part in summary.get('sources', {}).items()}
+    for count in ('images', 'melanomas'):
+        table[count] = pd.Series({label: str(part[count]) for label, part in counted.items()})
+    notes = [
+        f'{label.strip()}: {part["note"]}' for label, part in counted.items() if 'note' in part
+    ]
+    return '\n'.join([format_table(table), *notes])
+
+
+def _column(summary: dict[str, Any]) -> dict[str, str]:
+    """The printed figures of one summary, by the labels of their rows."""
+    pooled, nothing = summary['pooled'], Estimate(None)
+    column = {'AUC, pooled': pooled.get('auc', nothing)}
+    column['  ranked in each fold'] = summary['ranked']['auc']
+    if 'fold_mean' in summary:
+        n = sum('auc' in figures for figures in summary['folds'].values())
+        column[f'  mean over {n} folds'] = summary['fold_mean']
+    if 'fold_sd' in summary:
+        column['  standard deviation over folds'] = f'{summary["fold_sd"]:.4f}'
+    for source, figures in summary.get('sources', {}).items():
+        column[f'  within {source}'] = figures.get('auc', nothing)
+    if 'source_alone' in summary:
+        alone = summary['source_alone']  # NaN where there is one class only
+        column['  the source alone, no pixel seen'] = '-' if np.isnan(alone) else f'{alone:.4f}'
+    column |= {label: pooled[name] for name, label in MEASURES.items() if name in pooled}
+    column.pop(MEASURES['auc'], None)  # it stands first, as pooled
+    return {label: str(figure) for label, figure in column.items()}
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """A table of text as printed: its rows' names on the left, a cell without a value empty."""
+    with pd.option_context('display.unicode.east_asian_width', True):
+        lines = table.fillna('').to_string().split('\n')
+    return '\n'.join(line.rstrip() for line in lines)
