@@ -74,7 +74,8 @@ def main(
         blend['odds'] = lib.prior.blend_odds(how, runs, of_runs, trained_on.target, oof.target)
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend)
         print(lib.calibration.format_quality(scores['probability']))
-    save(home, kept, oof, tests, scores)
+    with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
+        save(home, kept, oof, tests, scores)
 
 
 def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
