@@ -40,9 +40,9 @@ class Downsample(Callback):
         n_positive, n_negative = len(self.positive), len(self.negative)
         wanted = max(1, round(neg_ratio * n_positive)) if neg_ratio else n_negative
         n_batches = min(-(-(n_positive + wanted) // batch_size), len(targets) // batch_size)
-        if n_batches:
-            wanted = max(n_batches * batch_size - n_positive, 1)
         self.k = min(wanted, n_negative)
+        if n_batches * batch_size > n_positive:
+            self.k = n_batches * batch_size - n_positive
         self.loader = dl  # not `dls.train`: with several processes that wraps it
         self.set_epoch(dl, 0)
 

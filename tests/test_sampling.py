@@ -37,7 +37,7 @@ def test_the_draw_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize('workers', [0, 2])
 def test_an_epoch_is_all_melanomas_and_as_many_benign_with_workers_and_without(workers):
     dl = loader(workers)
-    sampler = Downsample(dl, TARGETS, neg_ratio=1, seed=0)
+    sampler = Downsample(dl, TARGETS, neg_ratio=1, seed=0, batch_size=4)
     seen = []
     for epoch in range(5):
         sampler.set_epoch(dl, epoch)
@@ -48,12 +48,41 @@ def test_an_epoch_is_all_melanomas_and_as_many_benign_with_workers_and_without(w
     assert sorted(seen) == np.flatnonzero(TARGETS == 0).tolist()
 
 
-@pytest.mark.parametrize(('ratio', 'n'), [(1, 4), (2, 6), (0.5, 3), (99, 12), (0, 12)])
+@pytest.mark.parametrize(('ratio', 'n'), [(1, 4), (2, 6), (0.5, 4), (99, 12), (0, 12)])
 def test_the_ratio_is_of_benign_images_and_0_takes_all(ratio, n):
     dl = loader()
-    Downsample(dl, TARGETS, ratio, seed=0)
+    Downsample(dl, TARGETS, ratio, seed=0, batch_size=2)
     assert len(rows(dl)) == n == dl.n
     assert len(dl) == -(-n // 5)  # the length that lr_find reckons with, before any epoch
+
+
+@pytest.mark.parametrize('ratio', [0, 0.5, 1, 2, 3, 99])
+@pytest.mark.parametrize('batch_size', [2, 3, 4, 5, 8, 11])
+def test_an_epoch_fills_whole_batches_with_more_benign_images_where_there_are_more(
+    ratio, batch_size
+):
+    dl = loader()
+    sampler = Downsample(dl, TARGETS, ratio, seed=0, batch_size=batch_size)
+    got = sampler.indexes(0)
+    assert len(got) % batch_size == 0 and len(set(got)) == len(got) == dl.n
+    assert TARGETS[got].sum() == 2
+    wanted = 2 + (round(ratio * 2) if ratio else 10)
+    assert len(got) >= min(wanted, 12 // batch_size * batch_size)
+    assert len(got) < wanted + batch_size
+
+
+def test_with_all_images_the_rest_of_an_epoch_comes_in_the_next():
+    sampler = Downsample(loader(), TARGETS, neg_ratio=0, seed=0, batch_size=5)
+    first, second = (set(sampler.indexes(epoch)) for epoch in (0, 1))
+    assert len(first) == len(second) == 10  # of 12
+    assert set(range(12)) - first < second
+
+
+@pytest.mark.parametrize(('n_positive', 'n_negative'), [(9, 2), (8, 1), (3, 2), (1, 1)])
+def test_no_last_batch_is_of_one_image_however_few_there_are(n_positive, n_negative):
+    targets = np.array([1] * n_positive + [0] * n_negative)
+    got = Downsample(loader(), targets, neg_ratio=1, seed=0, batch_size=8).indexes(0)
+    assert len(got) == min(8, len(targets)) and len(set(got)) == len(got)
 
 
 def test_monitoring_takes_all_melanomas_and_the_same_benign_images_each_time():

@@ -1,0 +1,86 @@
+"""What TTA draws: views of its own for every run and fold, and for an image alone the same ones."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from fastai.vision.all import TensorImage
+
+from lib import files, parts, tta
+from lib.runs import Run
+
+CONFIG = {
+    'arch': 'test_resnet', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'seed': 0,
+    'folds_sha256': 'x', 'command': 'python train.py',
+}  # fmt: skip
+
+
+def make_run(folder, **changes) -> Run:
+    files.write_json(folder / 'config.json', CONFIG | changes)
+    return Run(folder)
+
+
+def draw(run: Run, k: int, seed: int = 0) -> float:
+    """The first number that is drawn in the first pass over the first batch."""
+    seed_batch = tta.SeedBatch([seed, *parts.Part(run, k, 'oof', pd.DataFrame()).seeds])
+    seed_batch(TensorImage(torch.zeros(2, 3, 4, 4)))
+    return float(torch.rand(1))
+
+
+def test_every_run_and_fold_draws_views_of_its_own(tmp_path):
+    run, twin = make_run(tmp_path / 'a'), make_run(tmp_path / 'b', seed=1)
+    draws = [draw(r, k, seed) for r in (run, twin) for k in (0, 1) for seed in (0, 1)]
+    assert len(set(draws)) == 8
+    assert draws[0] == draw(run, 0)  # and typed again the same ones
+
+
+def test_what_decides_no_weights_decides_no_draws(tmp_path):
+    run, elsewhere = (
+        make_run(tmp_path / 'a'),
+        make_run(tmp_path / 'b', command='x', table_sha256='y'),
+    )
+    assert draw(run, 0) == draw(elsewhere, 0)
+
+
+@pytest.fixture
+def folder(demo, tmp_path):
+    """Ten images, one of them twice."""
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    for path in sorted((demo / 'jpeg' / 'test').glob('*.jpg'))[:9]:
+        shutil.copy(path, folder)
+    shutil.copy(path, folder / 'again.jpg')
+    return folder
+
+
+def test_an_image_is_predicted_the_same_alone_among_ten_and_twice(home, folder, ok, tmp_path):
+    def predict(images) -> pd.Series:
+        ok(
+            'infer.py',
+            '--home',
+            home,
+            '--n_tta',
+            3,
+            '--images',
+            images,
+            '--out',
+            tmp_path / 'o.csv',
+        )
+        return pd.read_csv(tmp_path / 'o.csv').set_index('image_name').pred
+
+    together = predict(folder)
+    assert len(together) == 10 and together.std() > 1e-5
+    (twice,) = [name for name in together.index if name != 'again.jpg'][-1:]
+    alone = predict(folder / twice)
+    assert together['again.jpg'] == pytest.approx(together[twice], abs=1e-5)
+    assert alone[twice] == pytest.approx(together[twice], abs=1e-5)
+
+
+def test_a_part_names_the_version_of_its_draws(home):
+    records = [json.loads(p.read_text()) for p in home.glob('runs/*/fold*/tta_*.json')]
+    assert len(records) == 8 and {record['draws'] for record in records} == {parts.DRAWS}
+    oofs = [pd.read_csv(p) for p in sorted(home.glob('runs/*/oof.csv'))]
+    assert not np.allclose(oofs[0].pred, oofs[0].pred_plain)

@@ -1,0 +1,53 @@
+"""The Linear head starts as torch's own do, whatever timm makes of it."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib import augment, data, images, model
+
+ARCHS = [
+    'efficientnet_b5',
+    'tf_efficientnet_lite0',
+    'resnet18',
+    'convnext_tiny',
+    'deit_tiny_distilled_patch16_224',  # two heads
+]
+
+
+def scale(head: nn.Linear) -> float:
+    """1 where the weights have the standard deviation of torch's own start."""
+    return float(head.weight.detach().std()) * math.sqrt(3 * head.in_features)
+
+
+@pytest.mark.parametrize('arch', ARCHS)
+def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
+    torch.manual_seed(0)
+    heads = model.heads(model.create(arch, 224))
+    assert len(heads) == (2 if 'distilled' in arch else 1)
+    assert all(0.8 < scale(head) < 1.25 for head in heads), list(map(scale, heads))
+
+
+def test_it_is_drawn_from_the_seeded_generator():
+    def start(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model.create('test_resnet', 64).fc.weight
+
+    assert torch.equal(start(1), start(1)) and not torch.equal(start(1), start(2))
+
+
+def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp_path):
+    """With timm's own start their standard deviation is 10, and the first loss 2.3."""
+    torch.manual_seed(0)
+    arch, path = 'tf_efficientnet_lite0', shared / 'weights' / 'tf_efficientnet_lite0.safetensors'
+    net = model.create(arch, 160, weights=path).eval()
+    assert 0.8 < scale(net.classifier) < 1.25
+    rows = images.table_of(shared / 'data' / 'cc0').head(32)
+    rows['cached'] = images.cache(rows, tmp_path, 160)
+    about = model.about(arch)
+    dls = data.of_rows(rows, augment.recipe(about['mean'], about['std']), 32)
+    with torch.no_grad():
+        logits = net(dls.valid.one_batch()[0].as_subclass(torch.Tensor))
+    assert 0.01 < float(logits.std()) < 1

@@ -1,0 +1,66 @@
+"""A run is taken to where the images lie elsewhere, under another name, and still counts."""
+
+import shlex
+import shutil
+
+import pandas as pd
+import pytest
+from conftest import QUICK
+
+from lib import files
+
+
+@pytest.fixture
+def moved(copy, demo, tmp_path, ok):
+    """A home on another machine: the images elsewhere, folds.csv made there, the runs copied."""
+    shutil.copytree(demo, tmp_path / 'other' / 'place')
+    home = tmp_path / 'home'
+    ok('folds.py', '--data', tmp_path / 'other' / 'place', '--home', home, '--n_folds', 2)
+    assert (home / 'folds.csv').read_bytes() != (copy / 'folds.csv').read_bytes()
+    shutil.copytree(copy / 'runs', home / 'runs')
+    return home
+
+
+def test_its_predictions_count_and_its_weights_predict_where_it_is_taken(moved, ok):
+    assert ok('infer.py', '--home', moved, '--n_tta', 2).count('is finished') == 2
+    assert '1 + 1 passes' in ok('infer.py', '--home', moved, '--n_tta', 1, '--only', 'twin')
+    ok('blend.py', '--home', moved)
+    assert (moved / 'submission.csv').exists()
+
+
+def test_its_training_goes_on_there_and_other_rows_are_refused(moved, ok, refusal):
+    train = ['train.py', '--home', moved, *QUICK, '--epochs', 1, '--seed', 1, '--cutout']
+    (moved / 'runs' / 'twin' / 'fold1' / 'oof.csv').unlink()
+    assert 'fold 1 epoch' in ok(*train, '--name', 'twin')
+    table = pd.read_csv(moved / 'folds.csv')
+    table.loc[table.group == table.group[0], 'fold'] = 1 - table.fold[0]
+    table.to_csv(moved / 'folds.csv', index=False)
+    for command in (['infer.py', '--home', moved], ['blend.py', '--home', moved]):
+        assert 'another' in refusal(*command) and 'folds.csv' in refusal(*command)
+    assert 'folds.csv has changed' in refusal(*train, '--name', 'twin')
+
+
+def test_what_is_suggested_names_the_run_where_it_is_now(moved, ok, refusal):
+    (moved / 'runs' / 'twin').rename(moved / 'runs' / 'renamed')
+    (moved / 'runs' / 'renamed' / 'fold1' / 'oof.csv').unlink()
+    command = refusal('blend.py', '--home', moved, '--only', 'renamed').split('trained: ')[1]
+    words = shlex.split(command)
+    assert words[words.index('--home') + 1] == str(moved)
+    assert words[words.index('--name') + 1] == 'renamed' and words.count('--name') == 1
+    assert 'fold 1 epoch' in ok(*words[1:])  # and the command does what it says
+
+    weights = moved / 'runs' / 'renamed' / 'fold1' / 'model.safetensors'
+    shutil.copy(moved / 'runs' / 'renamed' / 'fold0' / 'model.safetensors', weights)
+    command = refusal('blend.py', '--home', moved, '--only', 'renamed')
+    assert 'trained again' in command and command.rstrip().endswith('--n_tta 2')
+
+
+def test_a_run_of_an_older_version_is_known_by_the_whole_file(copy, ok, refusal):
+    for path in copy.glob('runs/*/config.json'):
+        config = files.read_json(path)
+        del config['table_sha256']
+        files.write_json(path, config)
+    ok('infer.py', '--home', copy, '--n_tta', 1, '--only', 'twin')
+    text = (copy / 'folds.csv').read_text()
+    (copy / 'folds.csv').write_text(text.replace('.jpg', '.jpeg', 1))
+    assert 'another' in refusal('infer.py', '--home', copy, '--n_tta', 1)
