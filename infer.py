@@ -39,7 +39,7 @@ def main(
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
-    precision = lib.speed.inference_precision(precision, lib.data.device())
+    precision = lib.speed.inference_precision(precision, lib.devices.device())
     options = (settings, precision, workers, compile)
     if images is not None:
         return predict_images(runs, Path(images), Path(out), prior, options)

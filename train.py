@@ -41,7 +41,7 @@ def main(
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
-    precision = lib.speed.training_precision(precision, lib.data.device())
+    precision = lib.speed.training_precision(precision, lib.devices.device())
     table = lib.tables.read_labelled(home / 'folds.csv')  # refused if a patient is in two folds
     folds = sorted(table.fold.unique().tolist())
     wanted = lib.config.choose_folds(fold, folds)
@@ -77,8 +77,8 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     """Train on the other folds, and score this one."""
     folder = run.fold(k)
     learn, callbacks = make_learner(k, table, config, weights, workers, precision)
-    device = learn.dls.device
-    print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision}')
+    device, n = learn.dls.device, learn.dls.train.n
+    print(f'{folder}: {n} images an epoch, on {lib.devices.name(device)} in {precision}')
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
@@ -101,7 +101,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     pred, _ = lib.tta.predictor(dls, net, label='score').get_preds()
     pred = lib.tta.checked(pred, str(folder))
     about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}
-    run.finish(k, held_out, pred, lib.config.environment(device) | about)
+    run.finish(k, held_out, pred, lib.config.environment(lib.devices.name(device)) | about)
 
 
 def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:

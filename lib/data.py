@@ -1,6 +1,5 @@
 """Rows of a table to fastai DataLoaders: those of a fold, to train on, and any, to predict."""
 
-import os
 from collections.abc import Sequence
 from multiprocessing import get_start_method
 from pathlib import Path
@@ -15,11 +14,11 @@ from fastai.vision.all import (
     TfmdDL,
     ToTensor,
     Transform,
-    default_device,
 )  # fmt: skip
 
 from lib import ranks
 from lib.cli import Stop
+from lib.devices import device
 from lib.images import n_cores
 from lib.sampling import Downsample, monitored
 
@@ -62,13 +61,6 @@ def of_rows(
     batch_size = min(batch_size, len(rows))
     dl = loader(rows.cached, [0] * len(rows), batch_tfms, batch_size, False, workers)
     return DataLoaders(dl, dl)
-
-
-def device() -> torch.device:
-    """What this process computes on: the GPU of its local number under a launcher."""
-    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    return default_device()
 
 
 def loader(
