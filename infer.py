@@ -22,7 +22,7 @@ def main(
     prior: float | None = None,  # rate of melanomas for `prob`; by default the competition's own
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the CSV for --images: image_name, pred, prob
-    workers: int | None = None,  # processes that read images; by default one a core beside a GPU
+    workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
     compile: bool = False,  # torch.compile the models first; pays for thousands of images
 ) -> None:

@@ -30,7 +30,7 @@ def main(
     seed: int = 0,  # of everything drawn at random; another seed trains a twin
     fold: int | None = None,  # train this fold only, so that folds can be spread over machines
     lr_find: bool = False,  # only suggest --lr_min and --lr_max, and draw what they are read from
-    workers: int | None = None,  # processes that read images; by default one a core beside a GPU
+    workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default a half one on a GPU, else fp32
     skip_bad: bool = False,  # train without the images that cannot be read, and score without them
 ) -> None:

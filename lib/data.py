@@ -74,12 +74,14 @@ def loader(
     """Batches of ((B, 3, H, W) float, (B,) float 0/1), in order, or shuffled for training.
 
     With `train` the transforms of split_idx 0 are on. No batch is dropped: the last may be small.
-    `workers`: processes that read images; None is one a core beside a GPU, and none on the CPU,
-    where they would only compete with the model. Raises: Stop where it cannot have any.
+    `workers`: processes that read images; None is one a core beside a GPU, at most 8, the cores
+    being shared by the processes of a launcher, and none on the CPU, where they would only compete
+    with the model. Raises: Stop where it cannot have any.
     """
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
-        workers = n_cores() if forks and device().type != 'cpu' else 0
+        of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 8)
+        workers = of_one if forks and device().type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')
     paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
