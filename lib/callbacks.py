@@ -54,6 +54,15 @@ class Accumulate(Callback):
         """Begin an epoch with no image counted."""
         self.images = 0
 
+    def before_batch(self) -> None:
+        """Have a launcher's processes average their gradients in a group's last batch alone."""
+        self.model.require_backward_grad_sync = self.is_last  # as torch's no_sync does
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the batch ends its group."""
+        return (self.iter + 1) % self.n == 0 or self.iter + 1 == self.n_iter
+
     def after_loss(self) -> None:
         """Make the batch's gradient a sum over its images."""
         self.learn.loss_grad = self.loss_grad * find_bs(self.yb)
@@ -61,11 +70,10 @@ class Accumulate(Callback):
     def before_step(self) -> None:
         """Go on to the next batch, or make the gradients means and let the step be made."""
         self.images += find_bs(self.yb)
-        if (self.iter + 1) % self.n and self.iter + 1 < self.n_iter:
+        if not self.is_last:
             raise CancelBatchException()
-        for p in self.model.parameters():
-            if p.grad is not None:
-                p.grad /= self.images
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        torch._foreach_div_(grads, self.images)  # a few kernels, not one for each of 500 tensors
         self.images = 0
 
 
