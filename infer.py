@@ -22,7 +22,7 @@ def main(
     prior: float | None = None,  # rate of melanomas for `prob`; by default the competition's own
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the CSV for --images: image_name, pred, prob
-    workers: int | None = None,  # processes that read images; by default one a core beside a GPU
+    workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
     compile: bool = False,  # torch.compile the models first; pays for thousands of images
 ) -> None:
@@ -39,7 +39,7 @@ def main(
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
-    precision = lib.speed.inference_precision(precision, lib.data.device())
+    precision = lib.speed.inference_precision(precision, lib.devices.device())
     options = (settings, precision, workers, compile)
     if images is not None:
         return predict_images(runs, Path(images), Path(out), prior, options)
@@ -68,7 +68,7 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
     batch_size = 1 if part.kind == 'images' else settings.batch_size  # whatever lies beside it
     dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
-    net = lib.model.Probability(net, dls.valid.bs, precision)
+    net = lib.model.Probability(net, dls.valid.bs, precision, lib.speed.layout(dls.device))
     if compile:
         lib.speed.compile(net.model)
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')

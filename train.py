@@ -30,7 +30,7 @@ def main(
     seed: int = 0,  # of everything drawn at random; another seed trains a twin
     fold: int | None = None,  # train this fold only, so that folds can be spread over machines
     lr_find: bool = False,  # only suggest --lr_min and --lr_max, and draw what they are read from
-    workers: int | None = None,  # processes that read images; by default one a core beside a GPU
+    workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default a half one on a GPU, else fp32
     skip_bad: bool = False,  # train without the images that cannot be read, and score without them
 ) -> None:
@@ -41,7 +41,7 @@ def main(
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
-    precision = lib.speed.training_precision(precision, lib.data.device())
+    precision = lib.speed.training_precision(precision, lib.devices.device())
     table = lib.tables.read_labelled(home / 'folds.csv')  # refused if a patient is in two folds
     folds = sorted(table.fold.unique().tolist())
     wanted = lib.config.choose_folds(fold, folds)
@@ -78,8 +78,8 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     """Train on the other folds, and score this one."""
     folder = run.fold(k)
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
-    device = learn.dls.device
-    print(f'{folder}: {learn.dls.train.n} images an epoch, on {device} in {precision}')
+    device, n = learn.dls.device, learn.dls.train.n
+    print(f'{folder}: {n} images an epoch, on {lib.devices.name(device)} in {precision}')
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
@@ -97,11 +97,11 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     tfms = lib.augment.recipe(config['mean'], config['std'])
     dls = lib.data.of_rows(held_out, tfms, 4 * config['batch_size'], workers)
     scored_in = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
-    net = lib.model.Probability(learn.model, dls.valid.bs, scored_in)
+    net = lib.model.Probability(learn.model, dls.valid.bs, scored_in, lib.speed.layout(device))
     pred, _ = lib.tta.predictor(dls, net, label='score').get_preds()
     pred = lib.tta.checked(pred, str(folder))
     about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}
-    run.finish(k, held_out, pred, lib.config.environment(device) | about)
+    run.finish(k, held_out, pred, lib.config.environment(lib.devices.name(device)) | about)
 
 
 def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:

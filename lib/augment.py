@@ -19,7 +19,7 @@ class Augment(Transform):
         self.modules, self.order = nn.Sequential(*modules), order
 
     def encodes(self, x: TensorImage) -> TensorImage:
-        return self.modules(x)
+        return self.modules(x.as_subclass(torch.Tensor))
 
 
 class ChannelsLast(Transform):

@@ -157,14 +157,14 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         hint = HINTS.get(error.errno, '')
         return f'{error.strerror or error}: {error.filename or "while writing"}{hint}'
-    if type(error).__name__ == 'OutOfMemoryError':  # torch's, which is not imported here
-        return 'the GPU is out of memory; try a smaller --batch_size'
-    if isinstance(error, RuntimeError) and 'allocate memory' in str(error):
-        return 'out of memory; try a smaller --batch_size'
+    # torch's OutOfMemoryError, which is not imported here, and what it says on the CPU
+    is_full = type(error).__name__ == 'OutOfMemoryError' or 'allocate memory' in str(error)
+    if isinstance(error, RuntimeError) and is_full:
+        return 'out of memory; try a smaller --batch_size, train with --accumulate 2 --batch_size 4'
     if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
         return (
             'a process that reads images was ended from outside, perhaps for its memory; the same '
-            'command goes on, with fewer --workers'
+            'command goes on, with fewer --workers or a container of more docker run --shm-size'
         )
     return None
 

@@ -83,11 +83,11 @@ def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     return '_'.join(words).lstrip('.') or flags['arch']
 
 
-def environment(device: object) -> dict[str, Any]:
+def environment(device: str) -> dict[str, Any]:
     """What a result may depend on beside the flags: device, versions, and the code's commit."""
     packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
     versions = {package: version(package) for package in packages}
-    about = {'device': str(device), 'processes': ranks.WORLD, 'python': platform.python_version()}
+    about = {'device': device, 'processes': ranks.WORLD, 'python': platform.python_version()}
     return about | versions | {'commit': _commit()}
 
 

@@ -1,6 +1,5 @@
 """Rows of a table to fastai DataLoaders: those of a fold, to train on, and any, to predict."""
 
-import os
 from collections.abc import Sequence
 from multiprocessing import get_start_method
 from pathlib import Path
@@ -15,11 +14,11 @@ from fastai.vision.all import (
     TfmdDL,
     ToTensor,
     Transform,
-    default_device,
 )  # fmt: skip
 
 from lib import ranks
 from lib.cli import Stop
+from lib.devices import device
 from lib.images import n_cores
 from lib.sampling import Downsample, monitored
 
@@ -64,13 +63,6 @@ def of_rows(
     return DataLoaders(dl, dl)
 
 
-def device() -> torch.device:
-    """What this process computes on: the GPU of its local number under a launcher."""
-    if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ:
-        torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
-    return default_device()
-
-
 def loader(
     paths: Sequence[Path],
     targets: Sequence[float],
@@ -82,12 +74,14 @@ def loader(
     """Batches of ((B, 3, H, W) float, (B,) float 0/1), in order, or shuffled for training.
 
     With `train` the transforms of split_idx 0 are on. No batch is dropped: the last may be small.
-    `workers`: processes that read images; None is one a core beside a GPU, and none on the CPU,
-    where they would only compete with the model. Raises: Stop where it cannot have any.
+    `workers`: processes that read images; None is one a core beside a GPU, at most 8, the cores
+    being shared by the processes of a launcher, and none on the CPU, where they would only compete
+    with the model. Raises: Stop where it cannot have any.
     """
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
-        workers = n_cores() if forks and device().type != 'cpu' else 0
+        of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 8)
+        workers = of_one if forks and device().type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')
     paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))

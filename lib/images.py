@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from functools import partial
 from multiprocessing import get_context, parent_process
 from pathlib import Path
@@ -21,6 +22,7 @@ from lib.cli import Stop
 from lib.files import atomic
 from lib.locks import Lock
 
+CGROUP = Path('/sys/fs/cgroup')  # where Linux tells a container its limits
 SUFFIXES = ('.jpg', '.jpeg', '.png')
 FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
 
@@ -90,7 +92,8 @@ def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
     if len(jobs) < 100:  # starting processes takes longer
         return list(map(make, jobs))
     # 'spawn', since a fork of a process in which torch has threads can hang
-    pool = ProcessPoolExecutor(n_cores(), get_context('spawn'), _end_with_parent)
+    n = min(n_cores(), 61)  # Windows can wait for no more
+    pool = ProcessPoolExecutor(n, get_context('spawn'), _end_with_parent)
     try:
         results = pool.map(make, jobs, chunksize=16)
         return list(tqdm(results, total=len(jobs), unit=' images', disable=None))
@@ -177,8 +180,15 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def n_cores() -> int:
-    """How many cores this process may use, which a container or a scheduler may limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    """How many cores this process may use, which a scheduler's mask or a container may limit."""
+    n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    for names in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # versions 2, 1
+        with suppress(OSError, ValueError):  # no such file, or 'max'
+            texts = [(CGROUP / name).read_text() for name in names]
+            quota, period = map(int, ' '.join(texts).split())  # microseconds of all cores together
+            if quota > 0:  # -1 means none
+                n = min(n, max(quota // period, 1))
+    return n
 
 
 def _stamp(source: Path) -> int:

@@ -15,13 +15,17 @@ from typing import Any
 
 RANK = int(os.environ.pop('RANK', 0))
 WORLD = int(os.environ.pop('WORLD_SIZE', 1))
+LOCAL_WORLD = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # those of them on this machine
 following = False  # True where this process trains beside the first, which alone prints and writes
 
 
 @contextmanager
 def visible() -> Iterator[None]:
-    """A block in which torch, fastai and accelerate see the launcher's processes."""
-    os.environ |= {'RANK': str(RANK), 'WORLD_SIZE': str(WORLD)}
+    """A block in which torch, fastai and accelerate see the launcher's processes.
+
+    What `accelerate config` has saved as its precision would come on top of the run's own.
+    """
+    os.environ |= {'RANK': str(RANK), 'WORLD_SIZE': str(WORLD), 'ACCELERATE_MIXED_PRECISION': 'no'}
     try:
         yield
     finally:
@@ -37,9 +41,12 @@ def join() -> None:
 
     if torch.distributed.is_initialized():
         return
-    backend = 'nccl' if torch.cuda.is_available() else 'gloo'
+    backend, device = 'gloo', None
+    if torch.cuda.is_available():  # objects by gloo: NCCL waits at 100 % of a core and of a GPU
+        backend, device = 'cpu:gloo,cuda:nccl', torch.device('cuda', torch.cuda.current_device())
     with visible():  # the others wait while the first one works, which may take hours
-        torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+        week = timedelta(days=7)
+        torch.distributed.init_process_group(backend, timeout=week, device_id=device)
     atexit.register(torch.distributed.destroy_process_group)
     if RANK == 0:
         print(f'{WORLD} processes train each fold together')
