@@ -72,14 +72,13 @@ def test_the_processes_that_read_images_do_not_keep_the_lock_of_one_that_was_kil
 
 def test_a_piece_is_locked_while_it_is_worked_on_and_what_is_done_is_not_claimed(tmp_path):
     paths, done = [tmp_path / f'fold{k}' / '.lock' for k in range(3)], {'fold1'}
-    probe = (
-        f'from lib.locks import Lock; from pathlib import Path\nwith Lock(Path({str(paths[0])!r}'
-    )
-    probe += ')) as lock: print(lock.take())'
+    probe = 'import sys, pathlib; from lib import locks\n'
+    probe += 'print(locks.holder_note(pathlib.Path(sys.argv[1])))'
     pieces = locks.claim({path: path.parent.name for path in paths}, done.__contains__)
     assert next(pieces) == 'fold0'
-    taken = subprocess.run([sys.executable, '-c', probe], cwd=ROOT, capture_output=True, text=True)
-    assert taken.stdout == 'False\n', taken.stderr
+    ask = [sys.executable, '-c', probe, str(paths[0])]
+    note = subprocess.run(ask, cwd=ROOT, capture_output=True, text=True)
+    assert f'process {os.getpid()} on' in note.stdout, note.stderr
     done |= {'fold0', 'fold2'}
     assert list(pieces) == []
 
