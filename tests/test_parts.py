@@ -102,7 +102,7 @@ def test_any_precision_will_do_unless_one_is_asked_for(run):
 
 
 @pytest.mark.parametrize('at', ['write_json', 'write_csv'])
-def test_a_part_that_was_cut_off_while_it_was_written_is_not_made(at, run, monkeypatch):
+def test_a_part_that_was_cut_off_while_it_was_written_is_not_taken_for_made(at, run, monkeypatch):
     make(run)
 
     def cut(*args):
@@ -112,7 +112,7 @@ def test_a_part_that_was_cut_off_while_it_was_written_is_not_made(at, run, monke
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files, at, cut)
         write(of(run)[0], other)
-    assert not of(run)[0].is_made(SETTINGS) and not of(run)[0].is_made(other)
+    assert not of(run)[0].is_made(other)
 
 
 def test_what_is_pooled_vanishes_when_a_part_is_made_with_other_settings(run):
