@@ -144,7 +144,9 @@ class Probability(nn.Module):
         n, x = len(x), x.to(self.dtype)
         if n < self.batch_size:
             x = torch.cat([x, x.new_zeros(self.batch_size - n, *x.shape[1:])])
-        return self.model(x.contiguous(memory_format=self.layout))[:n].sigmoid()
+        logits = self.model(x.contiguous(memory_format=self.layout))[:n]
+        # infinity is an overflow in half precision, which must not pass for a certain 0 or 1
+        return logits.sigmoid().where(logits.isfinite(), torch.nan)
 
 
 def heads(model: nn.Module) -> tuple[nn.Module, ...]:

@@ -1,9 +1,10 @@
-"""What several test files need: a small home with folds, made once, and the scripts as commands."""
+"""What several test files need: a small home with two runs, and the scripts as commands."""
 
 import contextlib
 import io
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `python -m pytest` from anywhere
 SHARED = ROOT.parent / 'shared'
+QUICK = ['--arch', 'test_resnet', '--nopretrained', '--size', 64]  # of train.py; --epochs beside it
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may ask a hub
 
@@ -30,14 +32,13 @@ def script():
     def run(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8') for _ in range(2))
         command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
-        handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)}
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         os.chdir(cwd)
         try:
             with (
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 mock.patch.object(sys, 'argv', command),
-                mock.patch.object(sys, 'unraisablehook', sys.unraisablehook),
             ):
                 try:
                     runpy.run_path(command[0], run_name='__main__')
@@ -61,7 +62,7 @@ def script():
     return run
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def ok(script):
     """Like `script`, but a status other than 0 fails the test with what was printed."""
 
@@ -69,6 +70,19 @@ def ok(script):
         done = script(name, *args, cwd=cwd)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def refusal(script):
+    """Like `script`, but the command must end with one sentence, without a traceback: that one."""
+
+    def run(name: str, *args: object, cwd: Path = ROOT) -> str:
+        done = script(name, *args, cwd=cwd)
+        assert done.returncode in (1, 2), done.stdout + done.stderr
+        assert done.stderr.startswith('error: ') and 'Traceback' not in done.stderr, done.stderr
+        return done.stderr
 
     return run
 
@@ -87,3 +101,52 @@ def demo(tmp_path_factory) -> Path:
     from lib.demo import make
 
     return make(tmp_path_factory.mktemp('demo'), n_train=60, n_test=12)
+
+
+@pytest.fixture(scope='session')
+def home(demo, script, tmp_path_factory) -> Path:
+    """A home in which folds.py, train.py (two runs) and infer.py have run. Read only.
+
+    Beside the files of the scripts lies what each has printed, as 0.log to 3.log.
+    """
+    home = tmp_path_factory.mktemp('home')
+    train = ['train.py', '--home', home, *QUICK, '--epochs', 1]
+    for i, command in enumerate(
+        [
+            ['folds.py', '--data', demo, '--home', home, '--n_folds', 2],
+            train,
+            [*train, '--seed', 1, '--cutout', '--name', 'twin'],
+            ['infer.py', '--home', home, '--n_tta', 2],
+        ]
+    ):
+        done = script(*command)
+        assert done.returncode == 0, done.stderr
+        assert '\r' not in done.stdout and '█' not in done.stderr  # a log file without bars
+        (home / f'{i}.log').write_text(done.stdout)
+    return home
+
+
+@pytest.fixture
+def copy(home, tmp_path) -> Path:
+    """`home` again, to be changed; beside it, since folds.csv's paths are relative."""
+    return shutil.copytree(home, home.with_name(f'copy_{tmp_path.name}'))
+
+
+@pytest.fixture(scope='session')
+def noise(tmp_path_factory):
+    """40 images of noise, 64 x 64, the 16 melanomas a little darker, in folds 0 and 1.
+
+    A table with the columns that DataLoaders are made of: image_name, cached, target, fold.
+    """
+    import numpy as np
+    import pandas as pd
+    from PIL import Image
+
+    folder, rng = tmp_path_factory.mktemp('noise'), np.random.default_rng(0)
+    rows = pd.DataFrame({'target': [0, 1, 0, 1, 0] * 8, 'fold': [1] * 25 + [0] * 15})
+    rows['image_name'] = [f'N{i}' for i in rows.index]
+    rows['cached'] = [folder / f'{name}.png' for name in rows.image_name]
+    for path, target in zip(rows.cached, rows.target, strict=True):
+        pixels = rng.integers(0, 256 - 3 * target, (64, 64, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return rows

@@ -1,0 +1,115 @@
+"""Rows of a table as DataLoaders: which rows, in which order, augmented or not, read by whom."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lib import data, ranks
+from lib.augment import recipe
+from lib.cli import Stop
+
+STATS = ((0.5,) * 3, (0.5,) * 3)
+
+
+def of_fold(noise, neg_ratio=1.0, batch_size=4):
+    return data.of_fold(noise, 0, recipe(*STATS), batch_size, neg_ratio, seed=0, workers=0)
+
+
+def plain(noise, at) -> torch.Tensor:
+    """The images of rows as the model is to see them without augmentation: (n, 3, 64, 64)."""
+    pixels = np.stack([np.array(Image.open(path)) for path in noise.cached.iloc[at]])
+    return (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
+
+
+def test_a_fold_is_trained_on_the_other_folds_images(noise):
+    dls, downsample = of_fold(noise, neg_ratio=0)
+    assert dls.train.n == (noise.fold != 0).sum() and downsample.loader is dls.train
+    targets = torch.cat([y for _, y in dls.train])
+    assert targets.sum() == noise.target[noise.fold != 0].sum()
+    dls.train.get_idxs, dls.train.n = (lambda: [0, 24]), 2
+    with dls.train.dataset.set_split_idx(1):  # the first and the last row of the other fold
+        assert torch.allclose(dls.train.one_batch()[0], plain(noise, [0, 24]), atol=1e-6)
+
+
+def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(noise):
+    dls, _ = of_fold(noise)
+    held_out = noise[noise.fold == 0]
+    melanomas = held_out.target.sum()
+    assert len(dls.valid.dataset) == max(dls.train.n // 2, melanomas + 1) < len(held_out)
+    targets = torch.cat([y for _, y in dls.valid])
+    assert targets.sum() == melanomas
+
+
+def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
+    dls, _ = of_fold(noise)
+    images = plain(noise, slice(None))  # normalized: pretrained or not, training too begins there
+    for dl, augmented in ((dls.train, True), (dls.valid, False)):
+        batch = dl.one_batch()[0]
+        as_it_is = [any(torch.allclose(x, image, atol=1e-6) for image in images) for x in batch]
+        assert as_it_is == [not augmented] * 4
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_rows_to_predict_come_once_in_their_order_and_the_last_batch_may_be_small(noise, workers):
+    rows = noise.iloc[[9, 3, 30, 4, 5, 11, 2]]
+    dls = data.of_rows(rows, recipe(*STATS), 3, workers)
+    batches = [x for x, _ in dls.valid]
+    assert [len(x) for x in batches] == [3, 3, 1]
+    assert torch.allclose(torch.cat(batches), plain(rows, slice(None)), atol=1e-6)
+    assert data.of_rows(rows, recipe(*STATS), 99, 0).valid.bs == 7
+
+
+def test_processes_of_a_launcher_share_a_batch_equally_or_are_refused(noise, monkeypatch):
+    monkeypatch.setattr(ranks, 'WORLD', 2)
+    dls, _ = of_fold(noise, batch_size=8)
+    assert dls.train.bs == dls.valid.bs == 4
+    monkeypatch.setattr(ranks, 'WORLD', 3)
+    with pytest.raises(Stop, match='3 processes cannot share --batch_size 8'):
+        of_fold(noise, batch_size=8)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_a_cached_image_that_cannot_be_read_is_named_with_what_to_do(noise, workers, tmp_path):
+    good, bad = noise.cached[0], tmp_path / 'bad.jpg'
+    bad.write_bytes(b'\xff\xd8 no JPEG')
+    for path in (bad, tmp_path / 'gone.jpg'):
+        dls = data.of_rows(noise[:2].assign(cached=[good, path]), recipe(*STATS), 1, workers)
+        with pytest.raises(Exception, match='Delete it, if it is there, and run this again') as e:
+            list(dls.valid)
+        assert str(path) in str(e.value)
+        assert isinstance(e.value, Stop) or 'lib.cli.Stop' in str(e.value)
+
+
+def test_a_launchers_process_computes_on_the_gpu_of_its_local_number(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch.cuda, 'set_device', chosen.append)
+    monkeypatch.setattr(data, 'default_device', lambda: torch.device('cuda', *chosen[-1:]))
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    assert data.device() == torch.device('cuda:1')
+    monkeypatch.delenv('LOCAL_RANK')
+    data.device()
+    assert chosen == [1]
+    monkeypatch.undo()
+    monkeypatch.setenv('LOCAL_RANK', '1')  # on a machine without a GPU nothing is chosen
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    assert data.device().type != 'cuda'
+
+
+def test_images_are_read_beside_a_gpu_by_a_process_a_core_and_on_the_cpu_by_none(
+    noise, monkeypatch
+):
+    def n_workers(workers=None):
+        dl = data.loader(noise.cached[:1], [0], recipe(*STATS), 1, False, workers)
+        return dl.fake_l.num_workers
+
+    assert n_workers() == 0 and n_workers(1) == 1
+    monkeypatch.setattr(data, 'n_cores', lambda: 3)
+    # a device that is no CPU, and that this machine has: batches without data
+    monkeypatch.setattr(data, 'device', lambda: torch.device('meta'))
+    assert n_workers() == 3
+    monkeypatch.setattr(data, 'get_start_method', lambda: 'spawn')
+    assert n_workers() == 0
+    with pytest.raises(Stop, match='--workers needs a system that forks'):
+        n_workers(2)
