@@ -1,5 +1,6 @@
 """What makes a device fast: precision, memory, compilation. Without it, speed alone is lost."""
 
+import copy
 import ctypes
 import gc
 import os
@@ -8,6 +9,8 @@ import sys
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from lib.cli import Stop
 
@@ -74,6 +77,40 @@ def ready_memory(device: torch.device) -> None:
         mallopt(m_mmap_threshold, 32 << 20)  # the most it takes
         mallopt(m_trim_threshold, (2 << 30) - 1)
         mallopt(m_top_pad, 256 << 20)
+
+
+@torch.no_grad()
+def fold_batch_norms(model: nn.Module, size: int) -> nn.Module:
+    """`model` in eval mode, with each batch normalization of a convolution's output folded into it.
+
+    Prediction alone gains, on B5 at 512 pixels by a quarter on the CPU. Which normalization reads
+    which convolution is found by one run over an image of noise; the model comes back as it is
+    where the features would differ, as where a layer runs twice. Both are on the CPU, since a GPU's
+    TF32 would make them differ.
+    """
+    pairs, model = [], model.cpu().eval()
+
+    def mark(conv: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        output.made_by = conv
+
+    def pair(norm: nn.Module, inputs: tuple) -> None:
+        if hasattr(inputs[0], 'made_by'):
+            pairs.append((inputs[0].made_by, norm))
+
+    names = {module: name for name, module in model.named_modules()}
+    hooks = [m.register_forward_hook(mark) for m in names if isinstance(m, nn.Conv2d)]
+    hooks += [m.register_forward_pre_hook(pair) for m in names if isinstance(m, _BatchNorm)]
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
+    before = model.forward_features(x)
+    for hook in hooks:
+        hook.remove()
+    folded = copy.deepcopy(model)
+    for conv, norm in pairs:
+        rest = [getattr(norm, name) for name in ('drop', 'act') if hasattr(norm, name)]
+        folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
+        folded.set_submodule(names[norm], nn.Sequential(*rest))  # timm's holds the activation
+    after, largest = folded.forward_features(x), float(before.abs().max())
+    return folded if torch.allclose(after, before, atol=1e-3 * largest) else model
 
 
 def compile(model: nn.Module) -> nn.Module:

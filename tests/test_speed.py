@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
-from lib import speed
+from lib import model, speed
 from lib.cli import Stop
 
 CPU, CUDA = torch.device('cpu'), torch.device('cuda:0')
@@ -79,3 +80,48 @@ def test_memory_is_kept_by_glibc_and_elsewhere_nothing_is_asked_for(monkeypatch)
     monkeypatch.setattr(speed.sys, 'platform', 'linux')
     speed.keep_memory()
     assert asked == {-3: 32 << 20, -1: (2 << 30) - 1, -2: 256 << 20}  # malloc.h's numbers
+
+
+def trained_like(arch: str) -> nn.Module:
+    """A model whose batch normalizations do something."""
+    torch.manual_seed(0)
+    net = model.create(arch, 64)
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.uniform_(m.weight, 0.5, 1.5)
+            nn.init.normal_(m.bias, std=0.1)
+            nn.init.normal_(m.running_mean, std=0.1)
+            nn.init.uniform_(m.running_var, 0.5, 1.5)
+    return net.eval()
+
+
+def norms(net: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'efficientnet_b0', 'mobilenetv3_small_050'])
+def test_all_normalizations_are_folded_and_the_features_stay(arch):
+    net, x = trained_like(arch), torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        logits, features = net(x), net.forward_features(x)
+        folded = speed.fold_batch_norms(net, 64)
+        assert norms(net) > 0 and norms(folded) == 0
+        atol = 1e-4 * float(features.abs().max())
+        assert torch.allclose(folded.forward_features(x), features, atol=atol)
+        assert torch.allclose(folded(x), logits, atol=1e-4)
+
+
+def test_a_normalization_of_what_something_else_reads_too_stays():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward_features(self, x):
+            x = self.conv(x)
+            return self.bn(x) + x
+
+    torch.manual_seed(0)
+    net = Both().eval()
+    nn.init.normal_(net.bn.running_mean)
+    assert speed.fold_batch_norms(net, 8) is net
