@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import Callback, DataLoaders, OptimWrapper
+from lib.loaders import loader
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
@@ -17,7 +18,6 @@ from lib.augment import Augment, recipe
 from lib.callbacks import Accumulate, History, Resume, SeedEpoch, StopOnNaN, seed_all
 from lib.cli import Stop
 from lib.learner import fastest, for_fold, learner, range_test, resolve, suggest
-from lib.loaders import loader
 
 STATS = ((0.5,) * 3, (0.5,) * 3)
 

@@ -20,12 +20,13 @@ NAMES = ['I1', 'I2', 'I3', 'I4', '007', '008']  # the last two are test images
 def table() -> pd.DataFrame:
     rows = pd.DataFrame({'image_name': NAMES, 'split': ['train'] * 4 + ['test'] * 2})
     rows = rows.assign(source='s', patient_id='p', group='p', target=[0, 1, 0, 1, None, None])
-    return rows.assign(fold=[0, 0, 1, 1, None, None], cached='')
+    return rows.assign(fold=[0, 0, 1, 1, None, None])
 
 
 @pytest.fixture
-def run(tmp_path) -> Run:
-    """A run with the weights of two folds."""
+def run(tmp_path, monkeypatch) -> Run:
+    """A run with the weights of two folds, whose images need no cache."""
+    monkeypatch.setattr(parts, 'cache', lambda rows, home, size: rows.image_name.tolist())
     run = Run(tmp_path / 'runs' / 'r')
     files.write_json(run.folder / 'config.json', CONFIG)
     for k in (0, 1):
@@ -77,6 +78,7 @@ def test_a_part_is_its_rows_with_both_predictions_and_a_record_of_how_they_were_
     assert saved.image_name.tolist() == ['007', '008'] and saved.pred_plain.tolist() == [1 / 3] * 2
     record = json.loads((run.fold(0) / 'tta_oof.json').read_text())
     settings = {'n_tta': 2, 'seed': 0, 'batch_size': 8, 'precision': 'bf16'}
+    settings |= {'draws': parts.DRAWS}
     assert record == settings | {'weights_sha256': files.sha256(run.fold(0) / WEIGHTS)}
 
 
@@ -132,6 +134,7 @@ def test_what_is_missing_alone_is_claimed(run):
     of(run)[2].path.unlink()
     claimed = list(parts.claim(of(run), SETTINGS))
     assert [(part.kind, part.k) for part in claimed] == [('test', 0)]
+    assert claimed[0].rows.cached.tolist() == NAMES[4:]
 
 
 def test_pooled_are_the_held_out_rows_of_all_folds_and_the_mean_of_the_test_predictions(run):
@@ -173,5 +176,5 @@ def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
     make(run)
     assert parts.n_tta(of(run)) == 2
     (run.fold(1) / WEIGHTS).write_text('trained again')
-    with pytest.raises(Stop, match=f'trained again since infer.py ran: {again}'):
+    with pytest.raises(Stop, match=f'trained again since infer.py ran: {again} --n_tta 2'):
         parts.n_tta(of(run))

@@ -11,13 +11,13 @@ import pytest
 from conftest import ROOT
 
 import train
-from lib import cli, config, files, locks, runs
+from lib import cli, config, files, locks, runs, tables
 from lib.cli import Stop
 from lib.runs import Run
 
 DEFAULTS = {'arch': 'efficientnet_b5', 'pretrained': True, 'size': 512, 'cutout': False}
 CONFIG = {**DEFAULTS, 'size': 384, 'folds_sha256': 'x', 'mean': [0.5] * 3, 'std': [0.5] * 3}
-CONFIG |= {'command': 'python train.py --size 384', 'skipped': []}
+CONFIG |= {'command': 'python train.py --size 384', 'skipped': [], 'recipe': runs.RECIPE}
 FLAGS = train.main.__kwdefaults__
 ABOUT = {'tag': 'a', 'mean': [0.5] * 3, 'std': [0.5] * 3}
 
@@ -50,14 +50,17 @@ def test_a_runs_folder_is_never_outside_of_runs(name, tmp_path):
     assert runs.folder(tmp_path, 'size-384_b5.v1') == tmp_path / 'runs' / 'size-384_b5.v1'
 
 
-def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(tmp_path):
-    (tmp_path / 'folds.csv').write_text('a table')
+def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(tables, 'fingerprint', lambda path: {'folds_sha256': 'x'})
     weights = tmp_path / 'deep' / 'w.safetensors'
     files.write_text(weights, 'weights')
     flags = FLAGS | {'home': str(tmp_path), 'size': 384, 'weights': str(weights), 'skip_bad': True}
     flags |= {'workers': 2, 'fold': 1, 'precision': 'bf16'}
-    run, made = config.of_flags(tmp_path, flags, FLAGS, ABOUT)
+    run, made = config.of_flags(tmp_path, flags, FLAGS, ABOUT, [0])
     assert run.folder == tmp_path / 'runs' / 'weights-w.safetensors_size-384'
+    assert made['recipe'] == runs.RECIPE
     assert {k: made[k] for k in ABOUT} == ABOUT and made['size'] == 384 and made['wd'] == 0.1
     assert not set(config.PLACES) & set(made)
     assert (made['weights'], made['weights_sha256']) == ('w.safetensors', files.sha256(weights))
@@ -68,10 +71,10 @@ def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
 
     run.begin(made | {'skipped': ['a']}, FLAGS)
     for where in ({}, {'workers': 0, 'fold': None, 'skip_bad': False}):  # the same run goes on
-        config.of_flags(tmp_path, flags | where, FLAGS, ABOUT)
+        config.of_flags(tmp_path, flags | where, FLAGS, ABOUT, [0])
     weights.write_text('others')
     with pytest.raises(Stop, match='weights_sha256'):
-        config.of_flags(tmp_path, flags, FLAGS, ABOUT)
+        config.of_flags(tmp_path, flags, FLAGS, ABOUT, [0])
 
 
 def test_the_same_flags_go_on_and_an_absent_flag_means_its_default(run):
@@ -179,7 +182,7 @@ def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_en
 def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
     finish(run, 0)
     assert run.training_note([0, 1, 2]) == (
-        f'{run}: fold 1, 2 still to be trained: python train.py --size 384'
+        f'{run}: fold 1, 2 still to be trained: python train.py --size 384 --home {run.home} --name r'
     )
     with locks.held(run.fold(1) / '.lock'):
         ask = 'import sys; from pathlib import Path; from lib.runs import Run\n'
@@ -190,15 +193,19 @@ def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
 
 
 def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
-    folds = run.home / 'folds.csv'
-    folds.write_text('another table')
+    table = {'folds_sha256': 'of the file', 'table_sha256': 'of its rows'}
     with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
-        run.is_ready([0])
+        run.is_ready([0], table)
     path = run.folder / 'config.json'
-    files.write_json(path, CONFIG | {'folds_sha256': files.sha256(folds)})
-    assert not run.is_ready([0]) and 'passed over' in capsys.readouterr().out
+    for known in ({'folds_sha256': 'of the file'}, {'table_sha256': 'of its rows'}):
+        files.write_json(path, CONFIG | known)
+        assert not run.is_ready([0], table) and 'passed over' in capsys.readouterr().out
+    files.write_json(path, CONFIG | {'folds_sha256': 'of the file', 'table_sha256': 'of others'})
+    with pytest.raises(Stop, match='another'):  # what is known of the rows decides
+        run.is_ready([0], table)
+    files.write_json(path, CONFIG | known)
     finish(run, 0)
-    assert run.is_ready([0])
+    assert run.is_ready([0], table)
     assert run.trained_folds == []
     for k in (10, 2):
         files.write_text(run.fold(k) / runs.WEIGHTS, '')

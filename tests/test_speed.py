@@ -75,10 +75,10 @@ def test_memory_is_kept_by_glibc_and_elsewhere_nothing_is_asked_for(monkeypatch)
     asked = {}
     monkeypatch.setattr(speed.ctypes, 'CDLL', Library)
     monkeypatch.setattr(speed.sys, 'platform', 'darwin')
-    speed.keep_memory()
+    speed.ready_memory(CPU)
     assert not asked
     monkeypatch.setattr(speed.sys, 'platform', 'linux')
-    speed.keep_memory()
+    speed.ready_memory(CPU)
     assert asked == {-3: 32 << 20, -1: (2 << 30) - 1, -2: 256 << 20}  # malloc.h's numbers
 
 

@@ -7,7 +7,7 @@ import torch
 from fastai.vision.all import Learner, PILImage, Pipeline, TensorImage, image2tensor
 
 import infer
-from lib import data, model, parts, runs, tta
+from lib import data, model, parts, runs, speed, tta
 from lib.augment import recipe
 from lib.callbacks import seed_all
 from lib.cli import Stop
@@ -37,12 +37,12 @@ def predict(net, rows, n_tta, seed=0, cutout=True, batch_size=3, workers=0, prec
     """The mean of the passes and the plain one, as infer.py has them: (n,) each."""
     dls = data.of_rows(rows, recipe(*STATS, cutout), batch_size, workers)
     ready = model.Probability(net, batch_size, precision)
-    learn = tta.predictor(dls, ready, seed, n_tta)
+    learn = tta.predictor(dls, ready, tta.SeedBatch([seed]), n_tta)
     preds = learn.tta(n=n_tta, beta=None)[0] if n_tta else learn.get_preds()[:1] * 2
     return [pred[:, 0].double().numpy() for pred in preds]
 
 
-def by_hand(net, rows, n_tta, seed=0, cutout=True, batch_size=3, stats=STATS):
+def by_hand(net, rows, n_tta, seeds=(0,), cutout=True, batch_size=3, stats=STATS):
     """The same without fastai's Learner, DataLoader and tta: a loop over passes and batches."""
     x = torch.stack([image2tensor(PILImage.create(path)) for path in rows.cached])
     ready, passes = model.Probability(net, batch_size), []
@@ -50,7 +50,7 @@ def by_hand(net, rows, n_tta, seed=0, cutout=True, batch_size=3, stats=STATS):
         tfms = Pipeline(recipe(*stats, cutout), split_idx=0 if number < n_tta else 1)
         preds = []
         for k, batch in enumerate(x.split(batch_size)):
-            seed_all(seed, number, k)
+            seed_all(*seeds, number, k)
             with torch.no_grad():
                 preds.append(ready(tfms(TensorImage(batch)))[:, 0])
         passes.append(torch.Tensor(torch.cat(preds)))
@@ -89,9 +89,9 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
     settings = parts.Settings(n_tta, seed=0, batch_size=32, precision='auto')
     ours = infer.predict(part, settings, 'fp32', None, False)
     assert calls == [{'n': 2, 'beta': None}] * bool(n_tta)
-    net = model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS)
+    net = speed.fold_batch_norms(model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS), 64)
     stats = [run.config['mean'], run.config['std']]
-    witness = by_hand(net, part.rows, n_tta, batch_size=12, stats=stats)
+    witness = by_hand(net, part.rows, n_tta, [0, *part.seeds], batch_size=12, stats=stats)
     assert [pred.tolist() for pred in ours] == [pred.tolist() for pred in witness]
     if n_tta:  # and that is what the run of the whole script left
         saved = pd.read_csv(run.fold(1) / 'tta_test.csv')
