@@ -219,3 +219,15 @@ def compare(
             p = float(min(1, 2 * tail))
         differences.append(Difference(value - float(values[base]), low, high, p))
     return aucs, base, differences
+
+
+def __getattr__(name: str):
+    """Old names, until train.py, infer.py and folds.py use the new ones: delete this then."""
+    from lib import summary
+
+    old = {'summary': 'summarize', 'lines': 'format_summaries', 'drawn': 'resampling_unit'}
+    if name == 'part':
+        return measure
+    if name in old or name == 'by_source':
+        return getattr(summary, old.get(name, 'measure_sources'))
+    raise AttributeError(name)

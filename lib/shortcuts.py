@@ -74,3 +74,6 @@ def describe(floor: dict[str, Any]) -> str:
         'without a pixel. An image model that is no better may have learnt no more than the '
         'patient and the camera'
     )
+
+
+floor, sentence = predict, describe  # old names, until folds.py uses the new ones: delete this then
