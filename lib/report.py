@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import calibration, figures, files, images, score, shortcuts
+from lib import calibration, figures, files, images, score, shortcuts, summary
 from lib.tables import read_folds
 
 N_IMAGES = 8  # in each sheet
@@ -44,7 +44,8 @@ def write(home: Path) -> str:
             rho = [run['correlations'] for run in scores['runs'].values()]
         page['figures'].append(figures.of_correlations(list(runs), np.array(rho)))
     page['figures'] += figures.of_histories(runs)
-    text = _template().render(measures=score.MEASURES, **page)
+    page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
+    text = _template().render(page)
     files.write_text(folder / 'index.html', text)
     return f'{folder / "index.html"}: the report'
 

@@ -98,6 +98,30 @@ def test_an_interval_of_single_images_is_delongs():
     assert (auc.high - auc.low) / 2 == pytest.approx(1.96 * error, abs=0.002)
 
 
+def test_an_interval_holds_the_truth_where_melanomas_are_few():
+    rng = np.random.default_rng(0)
+    held = {'percentile': 0, 'logit': 0}
+    for _ in range(100):  # 15 melanomas among 200 images; the true AUC is .966
+        target = np.r_[np.ones(15), np.zeros(185)].astype(int)
+        pred = rng.normal(size=200) + 2.58 * target
+        figures, draws = score.measure_with_draws(
+            pd.DataFrame({'target': target, 'pred': pred, 'group': range(200)})
+        )
+        low, high = score.percentile_interval(draws)
+        held['percentile'] += low <= 0.966 <= high
+        held['logit'] += figures['auc'].low <= 0.966 <= figures['auc'].high
+        assert 0 < figures['auc'].low < figures['auc'].value <= figures['auc'].high <= 1
+    assert held['logit'] >= 90 and held['logit'] > held['percentile'] + 3
+
+
+def test_below_fifty_melanomas_the_other_intervals_are_said_to_be_approximate():
+    few, many = oof(n=200), oof(n=2000)
+    assert few.target.sum() < 50 < many.target.sum()
+    for table, said in ((few, True), (many, False)):
+        text = summary.format_summaries({'pred': summary.summarize(table)})
+        assert ('below 50 melanomas' in text) == said
+
+
 def test_two_runs_are_compared_paired():
     table = oof(n=1500, groups=300)
     preds = [table.worse, table.pred, table.pred]
