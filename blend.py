@@ -84,7 +84,8 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     scores = {'runs': lib.blending.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
     print(f'out-of-fold AUC [95 % interval over {unit}]')
-    print(lib.blending.format_runs(scores['runs']))
+    scores['best_run'] = lib.blending.compare_with_best_run(scores['runs'])
+    print(lib.blending.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
         total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights

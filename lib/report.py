@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import calibration, figures, files, images, score, shortcuts, summary
+from lib import blending, calibration, figures, files, images, score, shortcuts, summary
 from lib.tables import read_folds
 
 N_IMAGES = 8  # in each sheet
@@ -38,6 +38,8 @@ def write(home: Path) -> str:
         page['probability'] = calibration.describe(scores['probability'])
         page['figures'] = figures.of_predictions(oof, scores)
         page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(scores))
+    best = scores.get('best_run')
+    page['best'] = blending.describe_best_run(best) if best else None
     if len(runs) > 1:
         rho = scores.get('test_correlations')
         if 'runs' in scores:
@@ -63,7 +65,7 @@ def _template():
         return str(score.Estimate(*(saved or [None])))
 
     def difference(saved: Sequence[float] | None) -> str:
-        return str(score.Difference(*saved)) if saved else 'the best'
+        return str(score.Difference(*(saved or [None])))
 
     environment.filters |= {'estimate': estimate, 'difference': difference}
     return environment.get_template('report.html')

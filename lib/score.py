@@ -208,28 +208,24 @@ def rank_within_folds(pred: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return ((of_fold.rank() - 0.5) / of_fold.transform('size')).to_numpy()
 
 
-def compare(
-    target: np.ndarray,
-    preds: Sequence[np.ndarray],
-    group: np.ndarray,
-    base: int | None = None,
-) -> tuple[list[Estimate], int, list[Difference]]:
-    """The AUC of each of `preds` ((n,) each), and each one's AUC less that of `preds[base]`, by
-    default the best one's; with the number of that one between.
+def compare_paired(
+    target: np.ndarray, preds: Sequence[np.ndarray], base: int, group: np.ndarray
+) -> tuple[list[Estimate], list[Difference]]:
+    """The AUC of each of `preds` ((n,) each), and each one's AUC less that of `preds[base]`.
 
     Differences are paired, over the same draws of groups. p is twice the share of draws on the
-    other side of zero.
+    other side of zero; it holds for a base that was chosen without looking at these AUCs.
     """
-    values = np.array([auc(target, pred) for pred in preds])
+    target = np.asarray(target)
+    values = [auc(target, pred) for pred in preds]
     if np.isnan(values).any():  # one class only
-        return [Estimate(None)] * len(preds), base or 0, [Difference(None)] * len(preds)
-    base = int(np.argmax(values)) if base is None else base
+        return [Estimate(None)] * len(preds), [Difference(None)] * len(preds)
     draws = np.full((N_DRAWS, len(preds)), np.nan)
     if pd.Series(np.asarray(group)).nunique() > 1:
         draws = bootstrap(target, preds, group)[:, :, 0]
-    aucs, differences = [], []
-    for k, value in enumerate(map(float, values)):
-        aucs.append(auc_estimate(value, draws[:, k], np.asarray(target)))
+    aucs = [auc_estimate(value, draws[:, k], target) for k, value in enumerate(values)]
+    differences = []
+    for k, value in enumerate(values):
         apart = draws[:, k] - draws[:, base]
         low, high = percentile_interval(apart)
         p = None
@@ -237,8 +233,8 @@ def compare(
             apart = apart[~np.isnan(apart)]
             tail = (1 + min((apart <= 0).sum(), (apart >= 0).sum())) / (1 + len(apart))
             p = float(min(1, 2 * tail))
-        differences.append(Difference(value - float(values[base]), low, high, p))
-    return aucs, base, differences
+        differences.append(Difference(value - values[base], low, high, p))
+    return aucs, differences
 
 
 def __getattr__(name: str):
@@ -248,6 +244,12 @@ def __getattr__(name: str):
     old = {'summary': 'summarize', 'lines': 'format_summaries', 'drawn': 'resampling_unit'}
     if name == 'part':
         return measure
+    if name == 'compare':
+        return lambda target, preds, group, base: (
+            None,
+            base,
+            compare_paired(target, preds, base, group)[1],
+        )
     if name in old or name == 'by_source':
         return getattr(summary, old.get(name, 'measure_sources'))
     raise AttributeError(name)

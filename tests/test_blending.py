@@ -232,16 +232,25 @@ def test_weights_by_hand_are_read_and_scaled():
             blending.parse_mix(wrong)
 
 
-def test_each_run_is_compared_with_the_best_and_with_the_others():
+def test_each_run_is_compared_with_the_blend_and_with_the_others():
     runs = three_runs()
-    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, [1 / 3] * 3))
-    assert [run['auc'].value for run in compared.values()] == [auc(runs, p) for p in runs.preds.T]
-    best = max(compared, key=lambda name: compared[name]['auc'].value)
-    assert [n for n, run in compared.items() if run['difference'] is None] == [best]
+    weights, fold_weights = blending.fit('mean', runs, [1 / 3] * 3)
+    compared = blending.compare_runs('mean', runs, weights, fold_weights)
+    aucs = [auc(runs, p) for p in runs.preds.T]
+    assert [run['auc'].value for run in compared.values()] == aucs
+    of_blend = auc(runs, blending.blend_by_fold('mean', runs, fold_weights))
+    differences = [run['difference'].value for run in compared.values()]
+    assert differences == pytest.approx([a - of_blend for a in aucs])  # none is picked as the base
+    best = blending.compare_with_best_run(compared)
+    assert best['run'] == 'abc'[np.argmax(aucs)]
+    value, low, high, _ = best['difference']
+    assert value == pytest.approx(of_blend - max(aucs)) and low < value < high
+    assert 'conservative' in blending.describe_best_run(best)
+    assert blending.compare_with_best_run({'a': compared['a']}) is None
     rho = blending.rank_correlations(runs.preds)
     assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
-    text = blending.format_runs(compared)
-    assert f'{compared["c"]["without"]:.4f}' in text and 'the best' in text
+    text = blending.format_runs(compared, best)
+    assert f'{compared["c"]["without"]:.4f}' in text and 'less the blend' in text
 
 
 def test_rank_correlations_are_scipys():
