@@ -31,8 +31,13 @@ def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve
 
 
 def _fit_logistic(x: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """The slope and intercept of a logistic curve over `x` (n,), without a penalty."""
-    curve = LogisticRegression(C=np.inf, max_iter=1000).fit(x[:, None], target, weight)
+    """The slope and intercept of a logistic curve over `x` (n,), without a penalty.
+
+    By Newton's method: scikit-learn's default stops early where `x` varies little, as the logits
+    of a young model do.
+    """
+    newton = LogisticRegression(C=np.inf, solver='newton-cholesky', tol=1e-10, max_iter=1000)
+    curve = newton.fit(x[:, None], target, weight)
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])
 
 

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve
@@ -102,6 +103,21 @@ def test_platt_is_logistic_regression_on_the_logit():
     np.testing.assert_allclose(fitted(table.pred.to_numpy()), witness, atol=1e-4)
     with pytest.raises(Stop, match='lower predictions'):
         calibration.fit_platt(1 - table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
+
+
+def test_predictions_that_hardly_vary_have_the_same_slope_before_and_after_a_shift():
+    # a young model: its logits vary by .05, and melanomas are a hundredth
+    table = oof(n=2000, rate=0.01).assign(pred=lambda t: expit(0.05 * logit(t.pred)))
+    _, _, facts = calibrate(table, 1.0, None, None)
+    slope = facts['before']['slope']
+    assert facts['after']['slope'] == pytest.approx(slope, rel=1e-6)  # a shift is a constant
+    x = np.column_stack([logit(table.pred), np.ones(len(table))])
+    witness = minimize(
+        lambda b: -np.sum(log_expit(np.where(table.target, 1, -1) * (x @ b))), [15, 0]
+    )
+    assert slope == pytest.approx(witness.x[0], rel=1e-3) and slope > 5
+    _, of_test, facts = calibrate(table, 1.0, 'platt', None)  # not refused
+    assert of_test.mean() == pytest.approx(table.target.mean(), rel=1e-6)
 
 
 def test_another_prior_is_weighed_in():
