@@ -70,7 +70,8 @@ def main(
         scores |= score(how, oofs, oof, weights, fold_weights)
         of_runs, trained_on = weights[: len(names)], oof if labelled is None else labelled
         blend['odds'] = lib.prior.blend_odds(how, folders, of_runs, trained_on.target, oof.target)
-        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend)
+        without = lib.blending.leave_folds_out(how, oofs)
+        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
         print(lib.calibration.format_quality(scores['probability']))
     save(home, kept, oof, tests, scores)
 

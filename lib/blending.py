@@ -4,7 +4,7 @@ Every blend is a weighted sum over the runs: of their predictions, of their rank
 logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +73,28 @@ def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[flo
     for k, weights in fold_weights.items():
         pred[fold == k] = from_scale(how, scaled[fold == k] @ weights)
     return pred
+
+
+def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
+    """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
+    NaN in its own rows. None where `how` fits no weights, so that all folds are blended alike.
+
+    Fitted weights bring a fold's targets into the other folds' blend; whatever is fitted to that
+    blend next, and is to be out of fold, has to go without them. It raises Stop where there are
+    fewer than three folds.
+    """
+
+    def blend_without(k: int) -> np.ndarray:
+        others = (oofs.rows.fold != k).to_numpy()
+        if oofs.rows.fold.nunique() < 3:
+            raise Stop(f'--calibrate with --how {how}, which fits weights too, needs three folds')
+        rest = oofs.take(others)
+        _, fold_weights = fit(how, rest, ())
+        pred = np.full(len(others), np.nan)
+        pred[others] = blend_by_fold(how, rest, fold_weights)
+        return pred
+
+    return blend_without if how in FITTED else None
 
 
 def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:

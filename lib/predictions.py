@@ -1,7 +1,7 @@
 """Predictions in files, ours or anybody's: read, checked, and put side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,11 @@ class OofTable:
     preds: np.ndarray  # (n, k), 0..1
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
+
+    def take(self, which: np.ndarray) -> 'OofTable':
+        """The images for which `which`, (n,) bool, is true."""
+        rows = self.rows[which].reset_index(drop=True)
+        return replace(self, rows=rows, preds=self.preds[which], folds=self.folds[which])
 
 
 def read_oofs(folders: Sequence[Path], labelled: pd.DataFrame | None) -> OofTable | None:

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, predictions
+from lib import blending, calibration, predictions
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
@@ -221,6 +221,27 @@ def test_fitted_weights_are_judged_on_folds_that_they_have_not_seen(how):
     other, _, _ = fit_and_blend(how, runs)
     np.testing.assert_array_equal(oof[in_fold], other[in_fold])
     assert (oof[~in_fold] != other[~in_fold]).any()
+
+
+@pytest.mark.parametrize('how', ['greedy', 'stack'])
+def test_a_folds_targets_have_no_part_in_its_own_probabilities_through_fitted_weights(how):
+    runs, probs = three_runs(n=1500), []
+    in_fold = (runs.rows.fold == 0).to_numpy()
+    shuffled = np.random.default_rng(0).permutation(runs.rows.target[in_fold])
+    other = runs.take(np.full(1500, True))
+    other.rows.loc[in_fold, 'target'] = shuffled
+    for table in (runs, other):
+        _, fold_weights = blending.fit(how, table, ())
+        oof = table.rows.assign(pred=blending.blend_by_fold(how, table, fold_weights))
+        blend = {'how': how, 'odds': None, 'calibrate': 'platt', 'prior': 0.1}
+        without = blending.leave_folds_out(how, table)
+        probs.append(calibration.add_prob(oof, None, blend, without)[0].prob)
+    np.testing.assert_array_equal(probs[0][in_fold], probs[1][in_fold])
+    assert (probs[0][~in_fold] != probs[1][~in_fold]).all()
+    assert blending.leave_folds_out('mean', runs) is None
+    two = runs.take((runs.rows.fold < 2).to_numpy())
+    with pytest.raises(Stop, match='needs three folds'):
+        blending.leave_folds_out(how, two)(0)
 
 
 def test_weights_by_hand_are_read_and_scaled():
