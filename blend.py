@@ -68,8 +68,9 @@ def main(
         print('no out-of-fold score, since not all of these runs have an oof.csv')
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
-        of_runs, trained_on = weights[: len(names)], oof if labelled is None else labelled
-        blend['odds'] = lib.prior.blend_odds(how, folders, of_runs, trained_on.target, oof.target)
+        trained_on = (oof if labelled is None else labelled).target
+        of_runs = weights[: len(names)]
+        blend |= lib.prior.blend_odds(how, folders, of_runs, trained_on, oof.target)
         without = lib.blending.leave_folds_out(how, oofs)
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
         print(lib.calibration.format_quality(scores['probability']))

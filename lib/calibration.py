@@ -146,7 +146,7 @@ def add_prob(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
     """`oof` (target, source, fold, pred) and `test` (pred) with `prob` beside `pred`.
 
-    `blend`: `odds`, what the models were trained at, None if that is not known; `calibrate`,
+    `blend`: `odds`, what the models were trained at, or None and in `no_odds` why; `calibrate`,
     'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the rate of the
     competition's own images. `pred_without`: as in `fit_platt_across_folds`.
 
@@ -176,6 +176,8 @@ def _calibrate(
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'
     facts = {'prior': prior, 'population': population, 'odds': odds, 'calibrate': calibrate}
+    if odds is None:
+        facts['no_odds'] = blend['no_odds']
     if calibrate is not None:
         prob, curve = fit_platt_across_folds(pred, oof, own, prior, pred_without)
     else:
@@ -205,7 +207,8 @@ def describe(facts: dict[str, Any]) -> str:
             'single folds and is applied to the mean of all'
         )
     elif facts['odds'] is None:
-        way = f'pred moved so that its mean is the rate {facts["prior"]:.4g}, by these labels'
+        way = f'pred moved so that its mean is the rate {facts["prior"]:.4g}'
+        way += f', since {facts["no_odds"]}'
     else:
         way = f'pred moved from odds of {facts["odds"]:.3g} to the rate {facts["prior"]:.4g}'
     return f'probabilities: {way}; judged on {facts["population"]}'

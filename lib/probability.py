@@ -7,4 +7,4 @@ population, rate, shift = evaluation_rows, melanoma_rate, to_prior
 
 
 def trained_odds_of(folders, targets, weights=(1,), how='mean'):
-    return blend_odds(how, folders, weights, targets, targets)
+    return blend_odds(how, folders, weights, targets, targets)['odds']

@@ -28,7 +28,7 @@ def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
 
 def calibrate(table, odds, way, rate):
     """What is said of `prob`, out of fold and, as if the same images were test images, by all."""
-    blend = {'odds': odds, 'calibrate': way, 'prior': rate}
+    blend = {'odds': odds, 'no_odds': 'nobody says', 'calibrate': way, 'prior': rate}
     table, test, facts = calibration.add_prob(table, table[['pred']], blend)
     return table.prob.to_numpy(), test.prob.to_numpy(), facts
 
@@ -74,7 +74,7 @@ def test_odds_that_nobody_knows_follow_from_the_level():
     prob, _, facts = calibrate(table, None, None, 0.05)
     weight = prior.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(prob, weights=weight) == pytest.approx(0.05)
-    assert 'its mean is the rate 0.05, by these labels' in calibration.describe(facts)
+    assert 'its mean is the rate 0.05, since nobody says' in calibration.describe(facts)
     with pytest.raises(Stop, match='all 0 or all 1'):
         prior.odds_of_level(np.zeros(5), 0.1)
 
@@ -193,7 +193,7 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     a, b, c, d = (tmp_path / name for name in 'abcd')
 
     def odds(folders, weights, how='mean'):
-        return prior.blend_odds(how, folders, weights, target, target[:20])
+        return prior.blend_odds(how, folders, weights, target, target[:20])['odds']
 
     assert odds([a], [1.0]) == 1
     assert odds([a, b], [0.5, 0.5]) == pytest.approx(0.5)
@@ -205,3 +205,22 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     d.mkdir()
     assert odds([a, d], [0.5, 0.5]) is None  # anybody's
     assert odds([a, d], [1.0, 0.0]) == 1  # without a part in it
+
+
+def test_runs_trained_at_unlike_odds_are_moved_by_the_level_and_it_is_said(tmp_path):
+    table = oof(n=100_000)
+    for name, neg_ratio in (('even', 1.0), ('all', 0.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps({'neg_ratio': neg_ratio}))
+    folders = [tmp_path / 'even', tmp_path / 'all']
+    blend = prior.blend_odds('mean', folders, [0.5, 0.5], table.target, table.target)
+    assert blend['odds'] is None and 'from 0.0199 to 1' in blend['no_odds']
+    rate = table.target.mean()
+    both = (table.pred + prior.to_prior(table.pred, rate, 1.0)) / 2  # perfect models of both kinds
+    blend |= {'calibrate': None, 'prior': None}
+    _, _, facts = calibration.add_prob(table.assign(pred=both), None, blend)
+    assert facts['after']['intercept'] == pytest.approx(0, abs=0.02)
+    assert blend['no_odds'] in calibration.describe(facts)
+    geometric = prior.to_prior(both.to_numpy(), rate, np.sqrt(rate / (1 - rate)))
+    quality = calibration.measure_quality(table.target.to_numpy(), geometric, np.ones(len(table)))
+    assert abs(quality.intercept) > 0.3  # what it replaces
