@@ -60,6 +60,7 @@ def main(
         total = lib.blending.to_scale(how, tests.to_numpy()) @ weights
         pred = lib.blending.from_scale(how, total)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
+    blend['of_ranks'] = lib.prior.is_of_ranks(how, folders)
     blend['weights'] = dict(zip(names, weights, strict=False))
     if how == 'stack':
         blend['intercept'] = weights[-1]

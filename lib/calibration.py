@@ -146,9 +146,9 @@ def add_prob(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
     """`oof` (target, source, fold, pred) and `test` (pred) with `prob` beside `pred`.
 
-    `blend`: `odds`, what the models were trained at, or None and in `no_odds` why; `calibrate`,
-    'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the rate of the
-    competition's own images. `pred_without`: as in `fit_platt_across_folds`.
+    `blend`: `odds`, what the models were trained at, or None and in `no_odds` why; `of_ranks`;
+    `calibrate`, 'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the
+    rate of the competition's own images. `pred_without`: as in `fit_platt_across_folds`.
 
     Returns: the two tables, and what to say of `prob`: the `prior`, the `population` it is judged
     on, its Quality `before` and `after`, the bins of the reliability diagram, the thresholds; or a
@@ -169,6 +169,11 @@ def _calibrate(
     pred_without: Callable[[int], np.ndarray] | None,
 ) -> tuple[np.ndarray, Curve, dict[str, Any]]:
     pred, target = oof.pred.to_numpy(), oof.target.to_numpy()
+    if blend['of_ranks'] and oof.source.nunique() > 1:
+        raise Stop(
+            'out-of-fold images were ranked among those of all sources, test images among '
+            'themselves, so no curve turns both into probabilities; --how mean has them'
+        )
     own, population = evaluation_rows(oof)
     odds, calibrate, prior = blend['odds'], blend['calibrate'], blend['prior']
     prior = melanoma_rate(oof) if prior is None else prior

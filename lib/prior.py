@@ -81,6 +81,12 @@ def blend_odds(
     return {'odds': float(np.exp(np.dot(weights[weights != 0], np.log(odds))))}
 
 
+def is_of_ranks(how: str, folders: Sequence[Path]) -> bool:
+    """Whether a blend is of ranks: by `how`, or because a run of it is a kept blend of ranks."""
+    kept = [files.read_json(f / files.BLEND) for f in folders if (f / files.BLEND).exists()]
+    return how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in kept)
+
+
 def run_odds(folder: Path, targets: Sequence[float]) -> float:
     """The odds that a run was trained at, or a kept blend's; NaN for anybody else's predictions."""
     if (folder / 'config.json').exists():

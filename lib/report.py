@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import blending, calibration, figures, files, images, score, shortcuts, summary
+from lib import blending, calibration, figures, files, images, prior, score, shortcuts, summary
 from lib.tables import read_folds
 
 N_IMAGES = 8  # in each sheet
@@ -37,7 +37,7 @@ def write(home: Path) -> str:
         page['floor'] = shortcuts.describe(scores['floor'])
         page['probability'] = calibration.describe(scores['probability'])
         page['figures'] = figures.of_predictions(oof, scores)
-        page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(scores))
+        page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(oof))
     best = scores.get('best_run')
     page['best'] = blending.describe_best_run(best) if best else None
     if len(runs) > 1:
@@ -77,10 +77,12 @@ def _read_configs(run: Path) -> dict[str, str]:
     return {p.relative_to(run).as_posix(): p.read_text() for p in paths if p.exists()}
 
 
-def _threshold(scores: dict[str, Any]) -> float:
-    """The `pred` at a sensitivity of 95 %; .5 where that is not known."""
-    rows = scores['probability'].get('thresholds', ())
-    return next((row['pred'] for row in rows if row['wanted'] == 0.95), 0.5)
+def _threshold(oof: pd.DataFrame) -> float:
+    """The `pred` at a sensitivity of 95 %; infinite where there is no melanoma."""
+    own, _ = prior.evaluation_rows(oof)
+    if not oof.target[own].any():
+        return np.inf
+    return calibration.threshold(oof.target[own].to_numpy(), oof.pred[own].to_numpy(), 0.95)
 
 
 def _sheets(oof: pd.DataFrame, folds: Path, threshold: float) -> list[dict[str, Any]]:

@@ -233,7 +233,7 @@ def test_a_folds_targets_have_no_part_in_its_own_probabilities_through_fitted_we
     for table in (runs, other):
         _, fold_weights = blending.fit(how, table, ())
         oof = table.rows.assign(pred=blending.blend_by_fold(how, table, fold_weights))
-        blend = {'odds': None, 'no_odds': '', 'calibrate': 'platt', 'prior': 0.1}
+        blend = {'odds': None, 'no_odds': '', 'of_ranks': False, 'calibrate': 'platt', 'prior': 0.1}
         without = blending.leave_folds_out(how, table)
         probs.append(calibration.add_prob(oof, None, blend, without)[0].prob)
     np.testing.assert_array_equal(probs[0][in_fold], probs[1][in_fold])

@@ -28,7 +28,13 @@ def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
 
 def calibrate(table, odds, way, rate):
     """What is said of `prob`, out of fold and, as if the same images were test images, by all."""
-    blend = {'odds': odds, 'no_odds': 'nobody says', 'calibrate': way, 'prior': rate}
+    blend = {
+        'odds': odds,
+        'no_odds': 'nobody says',
+        'of_ranks': False,
+        'calibrate': way,
+        'prior': rate,
+    }
     table, test, facts = calibration.add_prob(table, table[['pred']], blend)
     return table.prob.to_numpy(), test.prob.to_numpy(), facts
 
@@ -217,10 +223,34 @@ def test_runs_trained_at_unlike_odds_are_moved_by_the_level_and_it_is_said(tmp_p
     assert blend['odds'] is None and 'from 0.0199 to 1' in blend['no_odds']
     rate = table.target.mean()
     both = (table.pred + prior.to_prior(table.pred, rate, 1.0)) / 2  # perfect models of both kinds
-    blend |= {'calibrate': None, 'prior': None}
+    blend |= {'of_ranks': False, 'calibrate': None, 'prior': None}
     _, _, facts = calibration.add_prob(table.assign(pred=both), None, blend)
     assert facts['after']['intercept'] == pytest.approx(0, abs=0.02)
     assert blend['no_odds'] in calibration.describe(facts)
     geometric = prior.to_prior(both.to_numpy(), rate, np.sqrt(rate / (1 - rate)))
     quality = calibration.measure_quality(table.target.to_numpy(), geometric, np.ones(len(table)))
     assert abs(quality.intercept) > 0.3  # what it replaces
+
+
+def test_ranks_have_no_prob_where_sources_are_mixed_since_test_images_have_another_scale(
+    ok, tmp_path
+):
+    table = oof(n=3000, rate=0.1).assign(image_name=lambda t: [f'i{k}' for k in t.index])
+    table['pred'] = table.pred * np.where(table.index < 1000, 1, 0.2)
+    table['source'] = np.where(table.index < 1000, 'competition', 'isic2019')
+    test = table[:500][['image_name', 'pred']]
+    folder = tmp_path / 'runs' / 'theirs'
+    folder.mkdir(parents=True)
+    table.to_csv(folder / 'oof.csv', index=False)
+    test.to_csv(folder / 'test.csv', index=False)
+
+    out = ok('blend.py', '--home', tmp_path, '--how', 'rank', '--name', 'ranks')
+    assert 'no prob: out-of-fold images were ranked' in out
+    assert 'prob' not in pd.read_csv(tmp_path / 'report' / 'test.csv')
+    assert 'no curve' in (tmp_path / 'report' / 'index.html').read_text()
+    out = ok('blend.py', '--home', tmp_path, '--mix', 'ranks=.5,theirs=.5')
+    assert 'no prob: out-of-fold images were ranked' in out  # a kept blend of ranks, too
+    table[:1000].to_csv(folder / 'oof.csv', index=False)
+    assert 'no prob' not in ok('blend.py', '--home', tmp_path, '--how', 'rank')  # one source
+    saved = pd.read_csv(tmp_path / 'report' / 'test.csv')
+    assert saved.prob.mean() == pytest.approx(0.1, abs=0.02)
