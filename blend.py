@@ -46,6 +46,8 @@ def main(
     # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
     oofs = lib.predictions.read_oofs(folders, labelled)
     tests = lib.predictions.read_tests(folders, test)
+    if how != 'rank':
+        lib.predictions.check_range(oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
@@ -60,7 +62,6 @@ def main(
         total = lib.blending.to_scale(how, tests.to_numpy()) @ weights
         pred = lib.blending.from_scale(how, total)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
-    blend['of_ranks'] = lib.prior.is_of_ranks(how, folders)
     blend['weights'] = dict(zip(names, weights, strict=False))
     if how == 'stack':
         blend['intercept'] = weights[-1]
@@ -70,8 +71,7 @@ def main(
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
-        of_runs = weights[: len(names)]
-        blend |= lib.prior.blend_odds(how, folders, of_runs, trained_on, oof.target)
+        blend |= lib.prior.blend_odds(how, folders, weights, trained_on, oof.target)
         without = lib.blending.leave_folds_out(how, oofs)
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
         print(lib.calibration.format_quality(scores['probability']))
@@ -94,8 +94,7 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
         total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights
         scores['naive'] = lib.score.auc(oof.target, lib.blending.from_scale(how, total))
         print(f'weights fitted and scored on the same images: {scores["naive"]:.4f}, optimistic')
-    pred, seen = lib.shortcuts.predict(oof)
-    scores['floor'] = lib.summary.measure_overall(oof.assign(pred=pred)) | {'seen': seen}
+    scores['floor'] = lib.shortcuts.measure(oof)
     print(lib.shortcuts.describe(scores['floor']))
     return scores
 

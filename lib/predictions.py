@@ -48,8 +48,8 @@ def check_free(folder: Path, blend: dict[str, Any]) -> None:
 
 
 def read_oof(path: Path) -> pd.DataFrame:
-    """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (0..1), in any
-    order; also fold, source, group if they are there.
+    """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (a number), in
+    any order; also fold, source, group if they are there.
 
     Returns: a row an image, by image_name; what is not known is NaN. Raises: Stop that names the
     file and the first image that is wrong.
@@ -95,7 +95,7 @@ def _to_numbers(column: pd.Series) -> pd.Series:
 
 def _read_pred(path: Path, table: pd.DataFrame) -> pd.Series:
     pred = _to_numbers(table.pred)
-    _check_each(path, table, pred.between(0, 1), 'the prediction for {} is not between 0 and 1')
+    _check_each(path, table, np.isfinite(pred), 'the prediction for {} is no number')
     return pred
 
 
@@ -111,7 +111,7 @@ class OofTable:
 
     rows: pd.DataFrame  # image_name, target, group, source, fold and what else is known
     names: list[str]
-    preds: np.ndarray  # (n, k), 0..1
+    preds: np.ndarray  # (n, k)
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
 
@@ -190,6 +190,23 @@ def read_tests(folders: Sequence[Path], test: pd.DataFrame | None) -> pd.DataFra
         _check_same_images(path, pred.index, names)
     columns = {path.parent.name: pred.loc[names] for path, pred in preds.items()}
     return pd.DataFrame(columns, index=names)
+
+
+def check_range(oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
+    """Raises: Stop that lists all files with predictions outside of 0..1, which only ranks bear."""
+    tables = {} if oofs is None else {'oof.csv': pd.DataFrame(oofs.preds, columns=oofs.names)}
+    tables |= {} if tests is None else {'test.csv': tests}
+    outside = []
+    for file, preds in tables.items():
+        for name, pred in preds.items():
+            if n := int((~pred.between(0, 1)).sum()):
+                span = f'{pred.min():.4g} to {pred.max():.4g}'
+                outside.append(f'{name}/{file}: {n} of {len(pred)}, which go from {span}')
+    if outside:
+        raise Stop(
+            f'these predictions are not between 0 and 1: {"; ".join(outside)}. Take --how rank, '
+            'which asks for their order alone, or leave these runs out with --only'
+        )
 
 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:

@@ -59,32 +59,31 @@ def blend_odds(
     blended_on: Sequence[float],
 ) -> dict[str, Any]:
     """The `odds` of melanoma that a blend of the runs in `folders` was trained at: the weighted
-    geometric mean of theirs; or None, and as `no_odds` why.
+    geometric mean of theirs; or None, and as `no_odds` why. And whether it is `of_ranks`, by `how`
+    or because a run of it is a kept blend of ranks.
 
     `trained_on`: the targets of the images that the runs were trained on; `blended_on`: those that
     a stack was fitted on, whose odds it has. Where odds differ tenfold or more there are none: the
     mean of such predictions is far from a model's that was trained at the mean odds (measured: the
     intercept of 1:1 beside 1:56 is off by .5).
     """
+    kept = [files.read_json(f / files.BLEND) for f in folders if (f / files.BLEND).exists()]
+    of_ranks = how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in kept)
     if how == 'stack':
-        return {'odds': trained_odds(blended_on, 0)}
-    if how == 'rank':
-        return {'odds': None, 'no_odds': 'it is a blend of ranks'}
-    weights = np.asarray(weights)
+        return {'of_ranks': of_ranks, 'odds': trained_odds(blended_on, 0)}
+    weights = np.asarray(weights)[: len(folders)]
     used = [folder for folder, weight in zip(folders, weights, strict=True) if weight]
     odds = np.array([run_odds(folder, trained_on) for folder in used])
-    if np.isnan(odds).any():
-        return {'odds': None, 'no_odds': 'not every run says at what odds it was trained'}
-    if max(odds) >= 10 * min(odds):
-        unlike = f'its runs were trained at unlike odds, from {min(odds):.3g} to {max(odds):.3g}'
-        return {'odds': None, 'no_odds': unlike}
-    return {'odds': float(np.exp(np.dot(weights[weights != 0], np.log(odds))))}
-
-
-def is_of_ranks(how: str, folders: Sequence[Path]) -> bool:
-    """Whether a blend is of ranks: by `how`, or because a run of it is a kept blend of ranks."""
-    kept = [files.read_json(f / files.BLEND) for f in folders if (f / files.BLEND).exists()]
-    return how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in kept)
+    if of_ranks:
+        no_odds = 'it is a blend of ranks'
+    elif np.isnan(odds).any():
+        no_odds = 'not every run says at what odds it was trained'
+    elif max(odds) >= 10 * min(odds):
+        no_odds = f'its runs were trained at unlike odds, from {min(odds):.3g} to {max(odds):.3g}'
+    else:
+        mean = float(np.exp(np.dot(weights[weights != 0], np.log(odds))))
+        return {'of_ranks': False, 'odds': mean}
+    return {'of_ranks': of_ranks, 'odds': None, 'no_odds': no_odds}
 
 
 def run_odds(folder: Path, targets: Sequence[float]) -> float:

@@ -43,10 +43,9 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
         ({'target': [0, 1, 0, 0]}, 'another target .* d;'),
         ({'target': [0, 1, 0, 2]}, 'target of d is not 0 or 1'),
         ({'fold': [0, 0, 1, -1]}, 'fold of d'),
-        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is not between'),
-        ({'pred': [0.1, 1.1, 0, 1]}, 'for b is not between'),
-        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is not between'),
-        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is not between'),
+        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is no number'),
+        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is no number'),
+        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is no number'),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
@@ -126,6 +125,23 @@ def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
     assert predictions.read_tests([tmp_path], None) is None
     with pytest.raises(Stop, match=r'test\.csv is missing'):
         predictions.read_tests([tmp_path / 'a', tmp_path], None)
+
+
+def test_submissions_outside_of_0_to_1_are_ranked_or_all_listed_at_once(ok, script, tmp_path):
+    columns = {'fine': [0.1, 0.2, 0.3, 1.0], 'wide': [-0.68, 0.2, 0.3, 2.01], 'up': [0, 0, 0, 1.5]}
+    for name, pred in columns.items():
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        write(tmp_path / 'runs' / name, 'test.csv', pred=pred)
+    done = script('blend.py', '--home', tmp_path)
+    assert done.returncode == 1 and not (tmp_path / 'submission.csv').exists()
+    for words in ('wide/test.csv: 2 of 4, which go from -0.68 to 2.01', 'up/test.csv: 1 of 4'):
+        assert words in done.stderr
+    assert 'fine/' not in done.stderr and '--how rank' in done.stderr and '--only' in done.stderr
+    ok('blend.py', '--home', tmp_path, '--how', 'rank')
+    submission = pd.read_csv(tmp_path / 'submission.csv').set_index('image_name').target
+    ranks = pd.DataFrame(columns, index=list('abcd')).rank().mean(axis=1)
+    assert submission.rank().equals(ranks[submission.index].rank())
+    ok('blend.py', '--home', tmp_path, '--only', 'fine')
 
 
 def three_runs(n=3000, seed=0) -> predictions.OofTable:
