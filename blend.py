@@ -41,13 +41,12 @@ def main(
     if kept:
         lib.predictions.check_free(kept, blend)
     table, labelled, test = lib.tables.read_split(home / 'folds.csv')  # None where it is not there
-    fingerprint = lib.tables.fingerprint(home / 'folds.csv') if table is not None else {}
-    lib.predictions.check_provenance(runs, table, fingerprint)
-    blend |= fingerprint
+    blend |= lib.predictions.check_provenance(runs, table, home / 'folds.csv')
 
     # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
     oofs = lib.predictions.read_oofs(runs, labelled)
     tests = lib.predictions.read_tests(runs, test)
+    lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
@@ -70,9 +69,10 @@ def main(
         print('no out-of-fold score, since not all of these runs have an oof.csv')
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
-        of_runs, trained_on = weights[: len(names)], oof if labelled is None else labelled
-        blend['odds'] = lib.prior.blend_odds(how, runs, of_runs, trained_on.target, oof.target)
-        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend)
+        trained_on = (oof if labelled is None else labelled).target
+        blend |= lib.prior.blend_odds(how, runs, weights, trained_on, oof.target)
+        without = lib.blending.leave_folds_out(how, oofs)
+        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
         save(home, kept, oof, tests, scores)
@@ -87,14 +87,14 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     scores = {'runs': lib.blending.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
     print(f'out-of-fold AUC [95 % interval over {unit}]')
-    print(lib.blending.format_runs(scores['runs']))
+    scores['best_run'] = lib.blending.compare_with_best_run(scores['runs'])
+    print(lib.blending.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
         total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights
         scores['naive'] = lib.score.auc(oof.target, lib.blending.from_scale(how, total))
         print(f'weights fitted and scored on the same images: {scores["naive"]:.4f}, optimistic')
-    pred, seen = lib.shortcuts.predict(oof)
-    scores['floor'] = lib.summary.measure_overall(oof.assign(pred=pred)) | {'seen': seen}
+    scores['floor'] = lib.shortcuts.measure(oof)
     print(lib.shortcuts.describe(scores['floor']))
     return scores
 

@@ -64,7 +64,8 @@ def main(
     table['path'] = [Path(path).as_posix() for path in paths]
     write(table, home)
     print_folds(table[labelled])
-    print_floor(table[labelled])
+    # what a model scores on these folds that sees no pixel, to stand beside every score
+    print(lib.shortcuts.describe(lib.shortcuts.measure(table[labelled])))
     n_train, n_test = labelled.sum(), (~labelled).sum()
     print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
 
@@ -101,16 +102,6 @@ def print_folds(table) -> None:
     table = table.astype({'fold': int, 'target': int})
     rows = table.groupby(['fold', 'source']).agg(**columns)
     print(rows.reset_index().to_string(index=False, formatters={'rate': '{:.2%}'.format}))
-
-
-def print_floor(table) -> None:
-    """Print the AUC on these folds of a model that sees no pixel, to stand beside every score."""
-    pred, seen = lib.shortcuts.predict(table)
-    table = table.assign(pred=pred)
-    scores = {'pooled': lib.score.measure(table, 'pred'), 'seen': seen}
-    if table.source.nunique() > 1:
-        scores['sources'] = lib.summary.measure_sources(table, 'pred')
-    print(lib.shortcuts.describe(scores))
 
 
 if __name__ == '__main__':

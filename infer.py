@@ -108,8 +108,9 @@ def predict_images(runs, folder: Path, out: Path, prior: float | None, options: 
             preds.append(sum(predict(part, *options)[0] for part in parts) / len(parts))
     pred, oof = sum(preds) / len(preds), runs[0].read_oof(runs[0].trained_folds)
     rate = lib.prior.melanoma_rate(oof) if prior is None else prior
-    odds = lib.prior.blend_odds('mean', runs, [1 / len(runs)] * len(runs), oof.target, oof.target)
-    prob = lib.prior.to_prior(pred, rate, odds)
+    weights = [1 / len(runs)] * len(runs)
+    odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)
+    prob = lib.prior.to_prior(pred, rate, odds['odds'] or float('nan'))  # unlike odds: no prob
     lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))
     print(f'{out}: {len(table)} images; prob is for a rate of {rate:.4g}. This is no diagnosis')
 

@@ -4,7 +4,7 @@ Every blend is a weighted sum over the runs: of their predictions, of their rank
 logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from lib import score
 from lib.cli import Stop
 from lib.predictions import OofTable
+from lib.score import Difference
 from lib.summary import format_table
 
 METHODS = ('mean', 'rank', 'greedy', 'stack')
@@ -72,6 +73,28 @@ def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[flo
     for k, weights in fold_weights.items():
         pred[fold == k] = from_scale(how, scaled[fold == k] @ weights)
     return pred
+
+
+def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
+    """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
+    NaN in its own rows. None where `how` fits no weights, so that all folds are blended alike.
+
+    Fitted weights bring a fold's targets into the other folds' blend; whatever is fitted to that
+    blend next, and is to be out of fold, has to go without them. It raises Stop where there are
+    fewer than three folds.
+    """
+
+    def blend_without(k: int) -> np.ndarray:
+        others = (oofs.rows.fold != k).to_numpy()
+        if oofs.rows.fold.nunique() < 3:
+            raise Stop(f'--calibrate with --how {how}, which fits weights too, needs three folds')
+        rest = oofs.take(others)
+        _, fold_weights = fit(how, rest, ())
+        pred = np.full(len(others), np.nan)
+        pred[others] = blend_by_fold(how, rest, fold_weights)
+        return pred
+
+    return blend_without if how in FITTED else None
 
 
 def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -148,11 +171,16 @@ def compare_runs(
     weights: Sequence[float],
     fold_weights: dict[int, Sequence[float]],
 ) -> dict[str, dict[str, Any]]:
-    """What each run is worth: by its name, its `auc` with interval, its AUC less the best run's
+    """What each run is worth: by its name, its `auc` with interval, its AUC less the blend's
     (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
-    blend's AUC `without` it."""
+    blend's AUC `without` it.
+
+    The base is the blend and not the best run: a run that is picked by its AUC and then compared
+    by it seems better than it is.
+    """
     target, k = oofs.rows.target.to_numpy(), len(oofs.names)
-    aucs, best, differences = score.compare(target, list(oofs.preds.T), oofs.rows.group)
+    preds = [*oofs.preds.T, blend_by_fold(how, oofs, fold_weights)]
+    aucs, differences = score.compare_paired(target, preds, k, oofs.rows.group)
     rho = rank_correlations(oofs.preds)
 
     def auc_without(run: int) -> float | None:
@@ -169,7 +197,7 @@ def compare_runs(
     return {
         name: {
             'auc': aucs[i],
-            'difference': None if i == best else differences[i],
+            'difference': differences[i],
             'weight': weights[i],
             'correlation': (rho[i].sum() - 1) / (k - 1) if k > 1 else None,
             'correlations': rho[i],
@@ -179,8 +207,31 @@ def compare_runs(
     }
 
 
-def format_runs(runs: dict[str, dict[str, Any]]) -> str:
-    """Text: a row a run of `compare_runs`."""
+def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The blend's AUC less that of the best single `run` of `compare_runs`: its `difference`.
+
+    It is conservative, since the run is picked by the AUC that it is compared by. None where there
+    is one run only, or one class.
+    """
+    if len(runs) < 2 or any(run['auc'].value is None for run in runs.values()):
+        return None
+    name = max(runs, key=lambda name: runs[name]['auc'].value)
+    value, low, high, p = runs[name]['difference']
+    if low is None:
+        return {'run': name, 'difference': Difference(-value)}
+    return {'run': name, 'difference': Difference(-value, -high, -low, p)}
+
+
+def describe_best_run(best: dict[str, Any]) -> str:
+    """What `compare_with_best_run` says, as a sentence."""
+    return (
+        f'the blend less the best single run, {best["run"]}: {Difference(*best["difference"])}; '
+        'this is conservative, since the best run is picked by this same AUC'
+    )
+
+
+def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
+    """Text: a row a run of `compare_runs`, and the sentence of `compare_with_best_run`."""
 
     def digits(value: float | None) -> str:
         return '-' if value is None else f'{value:.4f}'
@@ -189,10 +240,11 @@ def format_runs(runs: dict[str, dict[str, Any]]) -> str:
         name: {
             'weight': f'{run["weight"]:.3f}',
             'AUC': str(run['auc']),
-            'less the best run': str(run['difference'] or 'the best'),
+            'less the blend': str(run['difference']) if len(runs) > 1 else '-',
             'agreement': digits(run['correlation']),
             'without it': digits(run['without']),
         }
         for name, run in runs.items()
     }
-    return format_table(pd.DataFrame.from_dict(rows, orient='index'))
+    table = format_table(pd.DataFrame.from_dict(rows, orient='index'))
+    return f'{table}\n{describe_best_run(best)}' if best else table

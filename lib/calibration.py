@@ -31,30 +31,43 @@ def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve
 
 
 def _fit_logistic(x: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """The slope and intercept of a logistic curve over `x` (n,), without a penalty."""
-    curve = LogisticRegression(C=np.inf, max_iter=1000).fit(x[:, None], target, weight)
+    """The slope and intercept of a logistic curve over `x` (n,), without a penalty.
+
+    By Newton's method: scikit-learn's default stops early where `x` varies little, as the logits
+    of a young model do.
+    """
+    newton = LogisticRegression(C=np.inf, solver='newton-cholesky', tol=1e-10, max_iter=1000)
+    curve = newton.fit(x[:, None], target, weight)
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])
 
 
 def fit_platt_across_folds(
-    pred: np.ndarray, oof: pd.DataFrame, own: np.ndarray, prior: float
+    pred: np.ndarray,
+    oof: pd.DataFrame,
+    own: np.ndarray,
+    prior: float,
+    pred_without: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Curve]:
     """Probabilities of each fold's rows by the curve of the other folds' `own` rows, and the curve
     of all of them, for the test images.
+
+    `pred_without`: of a fold, gives what `pred` (n,) would be if that fold's targets were not
+    known; None where `pred` was not fitted to targets.
 
     Returns: (n,) for `oof` (target, fold), and the curve. Raises: Stop where a class is missing.
     """
     target, fold = oof.target.to_numpy(), oof.fold.to_numpy()
 
-    def fit(rows: np.ndarray) -> Curve:
+    def fit(pred: np.ndarray, rows: np.ndarray) -> Curve:
         if len(np.unique(target[rows])) < 2:
             raise Stop('--calibrate platt needs melanomas and benign images in every fold')
         return fit_platt(pred[rows], target[rows], class_weights(target[rows], prior))
 
     prob = np.empty(len(pred))
     for k in np.unique(fold):
-        prob[fold == k] = fit(own & (fold != k))(pred[fold == k])
-    return prob, fit(own)
+        others = pred if pred_without is None else pred_without(k)
+        prob[fold == k] = fit(others, own & (fold != k))(pred[fold == k])
+    return prob, fit(pred, own)
 
 
 class Quality(NamedTuple):
@@ -126,20 +139,23 @@ def thresholds(
 
 
 def add_prob(
-    oof: pd.DataFrame, test: pd.DataFrame | None, blend: dict[str, Any]
+    oof: pd.DataFrame,
+    test: pd.DataFrame | None,
+    blend: dict[str, Any],
+    pred_without: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
     """`oof` (target, source, fold, pred) and `test` (pred) with `prob` beside `pred`.
 
-    `blend`: `odds`, what the models were trained at, None if that is not known; `calibrate`,
-    'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the rate of the
-    competition's own images.
+    `blend`: `odds`, what the models were trained at, or None and in `no_odds` why; `of_ranks`;
+    `calibrate`, 'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the
+    rate of the competition's own images. `pred_without`: as in `fit_platt_across_folds`.
 
     Returns: the two tables, and what to say of `prob`: the `prior`, the `population` it is judged
     on, its Quality `before` and `after`, the bins of the reliability diagram, the thresholds; or a
     `note`, where there can be no probabilities.
     """
     try:
-        prob, curve, facts = _calibrate(oof, blend['odds'], blend['calibrate'], blend['prior'])
+        prob, curve, facts = _calibrate(oof, blend, pred_without)
     except Stop as why:  # one class, or predictions of 0 and 1 alone: still a submission
         return oof, test, {'note': str(why)}
     if test is not None:
@@ -148,17 +164,27 @@ def add_prob(
 
 
 def _calibrate(
-    oof: pd.DataFrame, odds: float | None, calibrate: str | None, prior: float | None
+    oof: pd.DataFrame,
+    blend: dict[str, Any],
+    pred_without: Callable[[int], np.ndarray] | None,
 ) -> tuple[np.ndarray, Curve, dict[str, Any]]:
     pred, target = oof.pred.to_numpy(), oof.target.to_numpy()
+    if blend['of_ranks'] and oof.source.nunique() > 1:
+        raise Stop(
+            'out-of-fold images were ranked among those of all sources, test images among '
+            'themselves, so no curve turns both into probabilities; --how mean has them'
+        )
     own, population = evaluation_rows(oof)
+    odds, calibrate, prior = blend['odds'], blend['calibrate'], blend['prior']
     prior = melanoma_rate(oof) if prior is None else prior
     weight = class_weights(target[own], prior)  # ones, where these rows have that rate
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'
     facts = {'prior': prior, 'population': population, 'odds': odds, 'calibrate': calibrate}
+    if odds is None:
+        facts['no_odds'] = blend['no_odds']
     if calibrate is not None:
-        prob, curve = fit_platt_across_folds(pred, oof, own, prior)
+        prob, curve = fit_platt_across_folds(pred, oof, own, prior, pred_without)
     else:
         trained_at = odds_of_level(pred[own], prior, weight) if odds is None else odds
 
@@ -186,7 +212,8 @@ def describe(facts: dict[str, Any]) -> str:
             'single folds and is applied to the mean of all'
         )
     elif facts['odds'] is None:
-        way = f'pred moved so that its mean is the rate {facts["prior"]:.4g}, by these labels'
+        way = f'pred moved so that its mean is the rate {facts["prior"]:.4g}'
+        way += f', since {facts["no_odds"]}'
     else:
         way = f'pred moved from odds of {facts["odds"]:.3g} to the rate {facts["prior"]:.4g}'
     return f'probabilities: {way}; judged on {facts["population"]}'

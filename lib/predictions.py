@@ -1,7 +1,7 @@
 """Predictions in files, ours or anybody's: read, checked, and put side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ from lib.runs import Run
 from lib.tables import OOF_COLUMNS, read_csv
 
 
-def check_provenance(
-    runs: Sequence[Run], table: pd.DataFrame | None, fingerprint: dict[str, str] | None
-) -> None:
+def check_provenance(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
     """Print how many TTA passes the predictions of our runs are the mean of.
 
-    `table`: all of folds.csv, and its tables.fingerprint; None without it. Raises: Stop where a
-    run's predictions are not of its weights, or of another folds.csv.
+    `table`: all of folds.csv, which lies at `path`; None without it. Returns: its fingerprint.
+    Raises: Stop where a run's predictions are not of its weights, or of another folds.csv.
     """
+    fingerprint = tables.fingerprint(path) if table is not None else {}
     for run in runs:
         # others' predictions, or ours far from where they were made, have nothing to be checked by
         if table is not None and run.is_trained_here:
@@ -33,6 +32,7 @@ def check_provenance(
             print(f'{run}: mean of {n_tta} TTA passes')
         if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
             raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')
+    return fingerprint
 
 
 def check_free(run: Run, blend: dict[str, Any]) -> None:
@@ -52,8 +52,8 @@ def check_free(run: Run, blend: dict[str, Any]) -> None:
 
 
 def read_oof(path: Path) -> pd.DataFrame:
-    """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (0..1), in any
-    order; also fold, source, group if they are there.
+    """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (a number), in
+    any order; also fold, source, group if they are there.
 
     Returns: a row an image, by image_name; what is not known is NaN. Raises: Stop that names the
     file and the first image that is wrong.
@@ -99,7 +99,7 @@ def _to_numbers(column: pd.Series) -> pd.Series:
 
 def _read_pred(path: Path, table: pd.DataFrame) -> pd.Series:
     pred = _to_numbers(table.pred)
-    _check_each(path, table, pred.between(0, 1), 'the prediction for {} is not between 0 and 1')
+    _check_each(path, table, np.isfinite(pred), 'the prediction for {} is no number')
     return pred
 
 
@@ -115,9 +115,14 @@ class OofTable:
 
     rows: pd.DataFrame  # image_name, target, group, source, fold and what else is known
     names: list[str]
-    preds: np.ndarray  # (n, k), 0..1
+    preds: np.ndarray  # (n, k)
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
+
+    def take(self, which: np.ndarray) -> 'OofTable':
+        """The images for which `which`, (n,) bool, is true."""
+        rows = self.rows[which].reset_index(drop=True)
+        return replace(self, rows=rows, preds=self.preds[which], folds=self.folds[which])
 
 
 def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | None:
@@ -190,6 +195,25 @@ def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame |
         _check_same_images(path, pred.index, names)
     columns = {path.parent.name: pred.loc[names] for path, pred in preds.items()}
     return pd.DataFrame(columns, index=names)
+
+
+def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
+    """Raises: Stop that lists all files with predictions outside of 0..1, which only ranks bear."""
+    if how == 'rank':
+        return
+    tables = {} if oofs is None else {'oof.csv': pd.DataFrame(oofs.preds, columns=oofs.names)}
+    tables |= {} if tests is None else {'test.csv': tests}
+    outside = []
+    for file, preds in tables.items():
+        for name, pred in preds.items():
+            if n := int((~pred.between(0, 1)).sum()):
+                span = f'{pred.min():.4g} to {pred.max():.4g}'
+                outside.append(f'{name}/{file}: {n} of {len(pred)}, which go from {span}')
+    if outside:
+        raise Stop(
+            f'these predictions are not between 0 and 1: {"; ".join(outside)}. Take --how rank, '
+            'which asks for their order alone, or leave these runs out with --only'
+        )
 
 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import calibration, figures, files, images, score, shortcuts
+from lib import blending, calibration, figures, files, images, prior, score, shortcuts, summary
 from lib.runs import BLEND
 from lib.tables import read_folds
 
@@ -38,14 +38,17 @@ def write(home: Path) -> str:
         page['floor'] = shortcuts.describe(scores['floor'])
         page['probability'] = calibration.describe(scores['probability'])
         page['figures'] = figures.of_predictions(oof, scores)
-        page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(scores))
+        page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(oof))
+    best = scores.get('best_run')
+    page['best'] = blending.describe_best_run(best) if best else None
     if len(runs) > 1:
         rho = scores.get('test_correlations')
         if 'runs' in scores:
             rho = [run['correlations'] for run in scores['runs'].values()]
         page['figures'].append(figures.of_correlations(list(runs), np.array(rho)))
     page['figures'] += figures.of_histories(runs)
-    text = _template().render(measures=score.MEASURES, **page)
+    page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
+    text = _template().render(page)
     files.write_text(folder / 'index.html', text)
     return f'{folder / "index.html"}: the report'
 
@@ -63,7 +66,7 @@ def _template():
         return str(score.Estimate(*(saved or [None])))
 
     def difference(saved: Sequence[float] | None) -> str:
-        return str(score.Difference(*saved)) if saved else 'the best'
+        return str(score.Difference(*(saved or [None])))
 
     environment.filters |= {'estimate': estimate, 'difference': difference}
     return environment.get_template('report.html')
@@ -76,10 +79,12 @@ def _read_configs(run: Path) -> dict[str, str]:
     return {p.relative_to(run).as_posix(): p.read_text() for p in paths if p.exists()}
 
 
-def _threshold(scores: dict[str, Any]) -> float:
-    """The `pred` at a sensitivity of 95 %; .5 where that is not known."""
-    rows = scores['probability'].get('thresholds', ())
-    return next((row['pred'] for row in rows if row['wanted'] == 0.95), 0.5)
+def _threshold(oof: pd.DataFrame) -> float:
+    """The `pred` at a sensitivity of 95 %; infinite where there is no melanoma."""
+    own, _ = prior.evaluation_rows(oof)
+    if not oof.target[own].any():
+        return np.inf
+    return calibration.threshold(oof.target[own].to_numpy(), oof.pred[own].to_numpy(), 0.95)
 
 
 def _sheets(oof: pd.DataFrame, folds: Path, threshold: float) -> list[dict[str, Any]]:

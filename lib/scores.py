@@ -13,7 +13,7 @@ def report(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
     print(summary.format_summaries(scores))
     if len(columns) > 1:
         both = [oof.pred, oof.pred_plain]
-        scores['tta'] = score.compare(oof.target, both, oof.group, base=1)[2][0]
+        scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[1][0]
         print(f'test-time augmentation changes the AUC by {scores["tta"]}')
     with locks.held(run.lock):
         files.write_json(run.folder / 'scores.json', scores)

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 
+from lib import summary
 from lib.score import Estimate
 
 NUMBERS = {'age_approx': 'age', 'width': 'native width', 'height': 'native height'}
@@ -54,11 +55,16 @@ def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return pred, list(seen)
 
 
+def measure(oof: pd.DataFrame) -> dict[str, Any]:
+    """What summary.measure_overall says of the floor's scores, and the names of what it saw."""
+    pred, seen = predict(oof)
+    return summary.measure_overall(oof.assign(pred=pred)) | {'seen': seen}
+
+
 def describe(floor: dict[str, Any]) -> str:
     """What the floor is and means: a sentence.
 
-    `floor`: `pooled` and, where there are several, `sources`, as summary.measure_overall has them;
-    and `seen`, the names of what the model saw.
+    `floor`: `seen`, `pooled` and, where there are several, `sources`, as `measure` has them.
     """
     pooled, sources = floor['pooled'], floor.get('sources', {})
     if 'auc' not in pooled:

@@ -10,6 +10,11 @@ from lib import score
 from lib.score import MEASURES, Estimate
 
 MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
+FEW = 50
+FEW_NOTE = (
+    f'below {FEW} melanomas the intervals of measures other than the AUC are approximate: they are '
+    'often too narrow'
+)
 MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
@@ -54,7 +59,7 @@ def _measure_folds(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
         aucs = [auc for auc, _ in scored]
         # no group is in two folds, so draws of the folds may be paired in any order
         draws = np.mean([draws for _, draws in scored], axis=0)
-        summary['fold_mean'] = Estimate(float(np.mean(aucs)), *score.percentile_interval(draws))
+        summary['fold_mean'] = score.auc_estimate(float(np.mean(aucs)), draws, oof.target)
         if len(aucs) > 1:
             summary['fold_sd'] = float(np.std(aucs, ddof=1))
     return summary
@@ -114,6 +119,8 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
     notes = [
         f'{label.strip()}: {part["note"]}' for label, part in counted.items() if 'note' in part
     ]
+    if summary['pooled']['melanomas'] < FEW:
+        notes.append(FEW_NOTE)
     return '\n'.join([format_table(table), *notes])
 
 

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, predictions
+from lib import blending, calibration, predictions
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
@@ -43,10 +43,9 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
         ({'target': [0, 1, 0, 0]}, 'another target .* d;'),
         ({'target': [0, 1, 0, 2]}, 'target of d is not 0 or 1'),
         ({'fold': [0, 0, 1, -1]}, 'fold of d'),
-        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is not between'),
-        ({'pred': [0.1, 1.1, 0, 1]}, 'for b is not between'),
-        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is not between'),
-        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is not between'),
+        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is no number'),
+        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is no number'),
+        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is no number'),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
@@ -126,6 +125,23 @@ def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
     assert predictions.read_tests([tmp_path], None) is None
     with pytest.raises(Stop, match=r'test\.csv is missing'):
         predictions.read_tests([tmp_path / 'a', tmp_path], None)
+
+
+def test_submissions_outside_of_0_to_1_are_ranked_or_all_listed_at_once(ok, script, tmp_path):
+    columns = {'fine': [0.1, 0.2, 0.3, 1.0], 'wide': [-0.68, 0.2, 0.3, 2.01], 'up': [0, 0, 0, 1.5]}
+    for name, pred in columns.items():
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        write(tmp_path / 'runs' / name, 'test.csv', pred=pred)
+    done = script('blend.py', '--home', tmp_path)
+    assert done.returncode == 1 and not (tmp_path / 'submission.csv').exists()
+    for words in ('wide/test.csv: 2 of 4, which go from -0.68 to 2.01', 'up/test.csv: 1 of 4'):
+        assert words in done.stderr
+    assert 'fine/' not in done.stderr and '--how rank' in done.stderr and '--only' in done.stderr
+    ok('blend.py', '--home', tmp_path, '--how', 'rank')
+    submission = pd.read_csv(tmp_path / 'submission.csv').set_index('image_name').target
+    ranks = pd.DataFrame(columns, index=list('abcd')).rank().mean(axis=1)
+    assert submission.rank().equals(ranks[submission.index].rank())
+    ok('blend.py', '--home', tmp_path, '--only', 'fine')
 
 
 def three_runs(n=3000, seed=0) -> predictions.OofTable:
@@ -223,6 +239,27 @@ def test_fitted_weights_are_judged_on_folds_that_they_have_not_seen(how):
     assert (oof[~in_fold] != other[~in_fold]).any()
 
 
+@pytest.mark.parametrize('how', ['greedy', 'stack'])
+def test_a_folds_targets_have_no_part_in_its_own_probabilities_through_fitted_weights(how):
+    runs, probs = three_runs(n=1500), []
+    in_fold = (runs.rows.fold == 0).to_numpy()
+    shuffled = np.random.default_rng(0).permutation(runs.rows.target[in_fold])
+    other = runs.take(np.full(1500, True))
+    other.rows.loc[in_fold, 'target'] = shuffled
+    for table in (runs, other):
+        _, fold_weights = blending.fit(how, table, ())
+        oof = table.rows.assign(pred=blending.blend_by_fold(how, table, fold_weights))
+        blend = {'odds': None, 'no_odds': '', 'of_ranks': False, 'calibrate': 'platt', 'prior': 0.1}
+        without = blending.leave_folds_out(how, table)
+        probs.append(calibration.add_prob(oof, None, blend, without)[0].prob)
+    np.testing.assert_array_equal(probs[0][in_fold], probs[1][in_fold])
+    assert (probs[0][~in_fold] != probs[1][~in_fold]).all()
+    assert blending.leave_folds_out('mean', runs) is None
+    two = runs.take((runs.rows.fold < 2).to_numpy())
+    with pytest.raises(Stop, match='needs three folds'):
+        blending.leave_folds_out(how, two)(0)
+
+
 def test_weights_by_hand_are_read_and_scaled():
     assert blending.parse_mix('a=.5, b=1.5') == {'a': 0.25, 'b': 0.75}
     tenth = blending.parse_mix(','.join(f'r{k}=.1' for k in range(10)))
@@ -232,16 +269,25 @@ def test_weights_by_hand_are_read_and_scaled():
             blending.parse_mix(wrong)
 
 
-def test_each_run_is_compared_with_the_best_and_with_the_others():
+def test_each_run_is_compared_with_the_blend_and_with_the_others():
     runs = three_runs()
-    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, [1 / 3] * 3))
-    assert [run['auc'].value for run in compared.values()] == [auc(runs, p) for p in runs.preds.T]
-    best = max(compared, key=lambda name: compared[name]['auc'].value)
-    assert [n for n, run in compared.items() if run['difference'] is None] == [best]
+    weights, fold_weights = blending.fit('mean', runs, [1 / 3] * 3)
+    compared = blending.compare_runs('mean', runs, weights, fold_weights)
+    aucs = [auc(runs, p) for p in runs.preds.T]
+    assert [run['auc'].value for run in compared.values()] == aucs
+    of_blend = auc(runs, blending.blend_by_fold('mean', runs, fold_weights))
+    differences = [run['difference'].value for run in compared.values()]
+    assert differences == pytest.approx([a - of_blend for a in aucs])  # none is picked as the base
+    best = blending.compare_with_best_run(compared)
+    assert best['run'] == 'abc'[np.argmax(aucs)]
+    value, low, high, _ = best['difference']
+    assert value == pytest.approx(of_blend - max(aucs)) and low < value < high
+    assert 'conservative' in blending.describe_best_run(best)
+    assert blending.compare_with_best_run({'a': compared['a']}) is None
     rho = blending.rank_correlations(runs.preds)
     assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
-    text = blending.format_runs(compared)
-    assert f'{compared["c"]["without"]:.4f}' in text and 'the best' in text
+    text = blending.format_runs(compared, best)
+    assert f'{compared["c"]["without"]:.4f}' in text and 'less the blend' in text
 
 
 def test_rank_correlations_are_scipys():

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.special import expit, logit
+from scipy.optimize import minimize
+from scipy.special import expit, log_expit, logit
 from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve
@@ -27,7 +28,13 @@ def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
 
 def calibrate(table, odds, way, rate):
     """What is said of `prob`, out of fold and, as if the same images were test images, by all."""
-    blend = {'odds': odds, 'calibrate': way, 'prior': rate}
+    blend = {
+        'odds': odds,
+        'no_odds': 'nobody says',
+        'of_ranks': False,
+        'calibrate': way,
+        'prior': rate,
+    }
     table, test, facts = calibration.add_prob(table, table[['pred']], blend)
     return table.prob.to_numpy(), test.prob.to_numpy(), facts
 
@@ -73,7 +80,7 @@ def test_odds_that_nobody_knows_follow_from_the_level():
     prob, _, facts = calibrate(table, None, None, 0.05)
     weight = prior.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(prob, weights=weight) == pytest.approx(0.05)
-    assert 'its mean is the rate 0.05, by these labels' in calibration.describe(facts)
+    assert 'its mean is the rate 0.05, since nobody says' in calibration.describe(facts)
     with pytest.raises(Stop, match='all 0 or all 1'):
         prior.odds_of_level(np.zeros(5), 0.1)
 
@@ -102,6 +109,21 @@ def test_platt_is_logistic_regression_on_the_logit():
     np.testing.assert_allclose(fitted(table.pred.to_numpy()), witness, atol=1e-4)
     with pytest.raises(Stop, match='lower predictions'):
         calibration.fit_platt(1 - table.pred.to_numpy(), table.target.to_numpy(), np.ones(3000))
+
+
+def test_predictions_that_hardly_vary_have_the_same_slope_before_and_after_a_shift():
+    # a young model: its logits vary by .05, and melanomas are a hundredth
+    table = oof(n=2000, rate=0.01).assign(pred=lambda t: expit(0.05 * logit(t.pred)))
+    _, _, facts = calibrate(table, 1.0, None, None)
+    slope = facts['before']['slope']
+    assert facts['after']['slope'] == pytest.approx(slope, rel=1e-6)  # a shift is a constant
+    x = np.column_stack([logit(table.pred), np.ones(len(table))])
+    witness = minimize(
+        lambda b: -np.sum(log_expit(np.where(table.target, 1, -1) * (x @ b))), [15, 0]
+    )
+    assert slope == pytest.approx(witness.x[0], rel=1e-3) and slope > 5
+    _, of_test, facts = calibrate(table, 1.0, 'platt', None)  # not refused
+    assert of_test.mean() == pytest.approx(table.target.mean(), rel=1e-6)
 
 
 def test_another_prior_is_weighed_in():
@@ -177,7 +199,7 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     a, b, c, d = (tmp_path / name for name in 'abcd')
 
     def odds(folders, weights, how='mean'):
-        return prior.blend_odds(how, folders, weights, target, target[:20])
+        return prior.blend_odds(how, folders, weights, target, target[:20])['odds']
 
     assert odds([a], [1.0]) == 1
     assert odds([a, b], [0.5, 0.5]) == pytest.approx(0.5)
@@ -189,3 +211,46 @@ def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     d.mkdir()
     assert odds([a, d], [0.5, 0.5]) is None  # anybody's
     assert odds([a, d], [1.0, 0.0]) == 1  # without a part in it
+
+
+def test_runs_trained_at_unlike_odds_are_moved_by_the_level_and_it_is_said(tmp_path):
+    table = oof(n=100_000)
+    for name, neg_ratio in (('even', 1.0), ('all', 0.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(json.dumps({'neg_ratio': neg_ratio}))
+    folders = [tmp_path / 'even', tmp_path / 'all']
+    blend = prior.blend_odds('mean', folders, [0.5, 0.5], table.target, table.target)
+    assert blend['odds'] is None and 'from 0.0199 to 1' in blend['no_odds']
+    rate = table.target.mean()
+    both = (table.pred + prior.to_prior(table.pred, rate, 1.0)) / 2  # perfect models of both kinds
+    blend |= {'of_ranks': False, 'calibrate': None, 'prior': None}
+    _, _, facts = calibration.add_prob(table.assign(pred=both), None, blend)
+    assert facts['after']['intercept'] == pytest.approx(0, abs=0.02)
+    assert blend['no_odds'] in calibration.describe(facts)
+    geometric = prior.to_prior(both.to_numpy(), rate, np.sqrt(rate / (1 - rate)))
+    quality = calibration.measure_quality(table.target.to_numpy(), geometric, np.ones(len(table)))
+    assert abs(quality.intercept) > 0.3  # what it replaces
+
+
+def test_ranks_have_no_prob_where_sources_are_mixed_since_test_images_have_another_scale(
+    ok, tmp_path
+):
+    table = oof(n=3000, rate=0.1).assign(image_name=lambda t: [f'i{k}' for k in t.index])
+    table['pred'] = table.pred * np.where(table.index < 1000, 1, 0.2)
+    table['source'] = np.where(table.index < 1000, 'competition', 'isic2019')
+    test = table[:500][['image_name', 'pred']]
+    folder = tmp_path / 'runs' / 'theirs'
+    folder.mkdir(parents=True)
+    table.to_csv(folder / 'oof.csv', index=False)
+    test.to_csv(folder / 'test.csv', index=False)
+
+    out = ok('blend.py', '--home', tmp_path, '--how', 'rank', '--name', 'ranks')
+    assert 'no prob: out-of-fold images were ranked' in out
+    assert 'prob' not in pd.read_csv(tmp_path / 'report' / 'test.csv')
+    assert 'no curve' in (tmp_path / 'report' / 'index.html').read_text()
+    out = ok('blend.py', '--home', tmp_path, '--mix', 'ranks=.5,theirs=.5')
+    assert 'no prob: out-of-fold images were ranked' in out  # a kept blend of ranks, too
+    table[:1000].to_csv(folder / 'oof.csv', index=False)
+    assert 'no prob' not in ok('blend.py', '--home', tmp_path, '--how', 'rank')  # one source
+    saved = pd.read_csv(tmp_path / 'report' / 'test.csv')
+    assert saved.prob.mean() == pytest.approx(0.1, abs=0.02)

@@ -98,11 +98,34 @@ def test_an_interval_of_single_images_is_delongs():
     assert (auc.high - auc.low) / 2 == pytest.approx(1.96 * error, abs=0.002)
 
 
+def test_an_interval_holds_the_truth_where_melanomas_are_few():
+    rng = np.random.default_rng(0)
+    held = {'percentile': 0, 'logit': 0}
+    for _ in range(100):  # 15 melanomas among 200 images; the true AUC is .966
+        target = np.r_[np.ones(15), np.zeros(185)].astype(int)
+        pred = rng.normal(size=200) + 2.58 * target
+        figures, draws = score.measure_with_draws(
+            pd.DataFrame({'target': target, 'pred': pred, 'group': range(200)})
+        )
+        low, high = score.percentile_interval(draws)
+        held['percentile'] += low <= 0.966 <= high
+        held['logit'] += figures['auc'].low <= 0.966 <= figures['auc'].high
+        assert 0 < figures['auc'].low < figures['auc'].value <= figures['auc'].high <= 1
+    assert held['logit'] >= 90 and held['logit'] > held['percentile'] + 3
+
+
+def test_below_fifty_melanomas_the_other_intervals_are_said_to_be_approximate():
+    few, many = oof(n=200), oof(n=2000)
+    assert few.target.sum() < 50 < many.target.sum()
+    for table, said in ((few, True), (many, False)):
+        text = summary.format_summaries({'pred': summary.summarize(table)})
+        assert ('below 50 melanomas' in text) == said
+
+
 def test_two_runs_are_compared_paired():
     table = oof(n=1500, groups=300)
     preds = [table.worse, table.pred, table.pred]
-    aucs, best, differences = score.compare(table.target, preds, table.group)
-    assert best == 1
+    aucs, differences = score.compare_paired(table.target, preds, 1, table.group)
     assert [a.value for a in aucs] == [roc_auc_score(table.target, p) for p in preds]
     assert str(differences[2]) == '+0.0000 [+0.0000, +0.0000], p = 1.000'
     worse = differences[0]
@@ -111,7 +134,7 @@ def test_two_runs_are_compared_paired():
     # paired: much narrower than the two intervals apart would have it
     apart = np.hypot(aucs[0].high - aucs[0].low, aucs[1].high - aucs[1].low)
     assert worse.high - worse.low < 0.8 * apart
-    other = score.compare(table.target, preds, table.group, base=0)[2][1]
+    other = score.compare_paired(table.target, preds, 0, table.group)[1][1]
     assert other.value == -worse.value and other.low == pytest.approx(-worse.high)
 
 
@@ -119,9 +142,8 @@ def test_p_is_large_without_a_difference_and_small_with_one():
     rng = np.random.default_rng(0)
     target = rng.integers(2, size=2000)
     good, same, bad = (target * shift + rng.normal(size=2000) for shift in (1, 1, 0.3))
-    preds = [good, same, bad]
-    ps = [d.p for d in score.compare(target, preds, np.arange(2000), base=0)[2]]
-    assert ps[1] > 0.05 and ps[2] <= 2 / (score.N_DRAWS + 1)
+    _, differences = score.compare_paired(target, [good, same, bad], 0, np.arange(2000))
+    assert differences[1].p > 0.05 and differences[2].p <= 2 / (score.N_DRAWS + 1)
 
 
 def test_ranking_in_each_fold_undoes_a_fold_that_is_too_high():
@@ -193,7 +215,7 @@ def test_one_class_is_a_sentence_and_no_number(target):
     assert 'auc' not in summarized['pooled'] and 'one class only' in summary.format_summaries(
         {'pred': summarized}
     )
-    assert score.compare(table.target, [table.pred] * 2, table.group)[0][0].value is None
+    assert score.compare_paired(table.target, [table.pred] * 2, 0, table.group)[0][0].value is None
 
 
 def test_a_single_patient_has_no_interval_and_equal_scores_say_so():
@@ -202,7 +224,9 @@ def test_a_single_patient_has_no_interval_and_equal_scores_say_so():
     assert figures['auc'].value == pytest.approx(roc_auc_score(table.target, table.pred))
     assert figures['auc'].low is None and 'single patient' in figures['note']
     assert str(figures['auc']).endswith('[no interval]')
-    assert 'no interval' in str(score.compare(table.target, [table.pred] * 2, table.group)[2][0])
+    assert 'no interval' in str(
+        score.compare_paired(table.target, [table.pred] * 2, 0, table.group)[1][0]
+    )
     equal = score.measure(oof().assign(pred=0.5), 'pred')
     assert str(equal['auc']) == '0.5000 [0.5000, 0.5000]' and 'the same' in equal['note']
 
