@@ -11,8 +11,13 @@ from sklearn.metrics import roc_auc_score
 
 from lib import blending, calibration, predictions
 from lib.cli import Stop
+from lib.runs import Run
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
+
+
+def runs_of(*folders) -> list[Run]:
+    return [Run(folder) for folder in folders]
 
 
 def write(folder, name='oof.csv', rows=ROWS, **changes):
@@ -29,7 +34,7 @@ def labelled():
 
 
 def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
-    runs = predictions.read_oofs([write(tmp_path / 'run')], labelled)
+    runs = predictions.read_oofs(runs_of(write(tmp_path / 'run')), labelled)
     assert runs.rows.image_name.tolist() == list('abcd')
     assert runs.preds[:, 0].tolist() == [0.1, 0.9, 0.2, 0.7]
     assert runs.rows.group.tolist() == list('wxyz') and runs.n_not_shared == 0
@@ -50,7 +55,7 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
 )
 def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
     with pytest.raises(Stop, match=says) as stopped:
-        predictions.read_oofs([write(tmp_path / 'run', **changes)], labelled)
+        predictions.read_oofs(runs_of(write(tmp_path / 'run', **changes)), labelled)
     assert str(tmp_path / 'run' / 'oof.csv') in str(stopped.value)
 
 
@@ -60,10 +65,11 @@ def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labell
 )
 def test_a_run_trained_here_must_hold_just_the_rows_of_folds_csv(changes, says, tmp_path, labelled):
     run = write(tmp_path / 'run', **changes)
-    predictions.read_oofs([run], labelled)  # anybody's may differ
-    (run / 'config.json').write_text('{}')
+    predictions.read_oofs(runs_of(run), labelled)  # anybody's may differ
+    config = {'arch': 'a', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x'}
+    (run / 'config.json').write_text(json.dumps(config))
     with pytest.raises(Stop, match=says):
-        predictions.read_oofs([run], labelled)
+        predictions.read_oofs(runs_of(run), labelled)
 
 
 def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
@@ -71,13 +77,13 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
     theirs = write(
         tmp_path / 'theirs', image_name=list('dxba'), target=[1, 0, 1, 0], fold=[3, 3, 4, 4]
     )
-    runs = predictions.read_oofs([ours, theirs], labelled)
+    runs = predictions.read_oofs(runs_of(ours, theirs), labelled)
     assert runs.rows.image_name.tolist() == ['a', 'b', 'd'] and runs.n_not_shared == 2
     assert runs.preds[:, 1].tolist() == [0.7, 0.2, 0.1]
     assert runs.folds.tolist() == [[0, 4], [0, 4], [1, 3]]
     with pytest.raises(Stop, match='no labelled image in common'):
         other = write(tmp_path / 'other', image_name=list('pqrs'))
-        predictions.read_oofs([ours, other], labelled)
+        predictions.read_oofs(runs_of(ours, other), labelled)
 
 
 def test_without_folds_csv_patients_are_the_groups_and_folds_are_assigned(tmp_path):
@@ -92,17 +98,17 @@ def test_without_folds_csv_patients_are_the_groups_and_folds_are_assigned(tmp_pa
     )
     (tmp_path / 'a').mkdir()
     table.to_csv(tmp_path / 'a' / 'oof.csv', index=False)
-    runs = predictions.read_oofs([tmp_path / 'a'], None)
+    runs = predictions.read_oofs(runs_of(tmp_path / 'a'), None)
     assert runs.rows.group.tolist()[:5] == ['i0', 'i1', 'i2', 'i3', 'p1']
     # what one run does not know, another may
     (tmp_path / 'b').mkdir()
     table.drop(columns='patient_id').to_csv(tmp_path / 'b' / 'oof.csv', index=False)
-    both = predictions.read_oofs([tmp_path / 'b', tmp_path / 'a'], None)
+    both = predictions.read_oofs(runs_of(tmp_path / 'b', tmp_path / 'a'), None)
     assert both.rows.group.tolist() == runs.rows.group.tolist()
     # folds that part a patient are not fitted across
     leaky = table.assign(fold=range(n)).assign(fold=lambda t: t.fold % 2)
     leaky.to_csv(tmp_path / 'b' / 'oof.csv', index=False)
-    parted = predictions.read_oofs([tmp_path / 'b'], None)
+    parted = predictions.read_oofs(runs_of(tmp_path / 'b'), None)
     assert (parted.rows.groupby('group').fold.nunique() == 1).all()
     assert parted.folds[:, 0].tolist() == leaky.fold.tolist()  # ranks are the model's own
     assert sorted(set(runs.rows.fold)) == [0, 1, 2, 3, 4]
@@ -116,15 +122,15 @@ def test_test_predictions_come_in_the_order_asked_for_to_the_last_bit(tmp_path):
     submission = write(tmp_path / 'b', 'test.csv', pred=pred) / 'test.csv'
     text = submission.read_text().replace('target', 'x').replace('pred', 'target')
     submission.write_text(text)  # as Kaggle has it
-    tests = predictions.read_tests([tmp_path / 'a', tmp_path / 'b'], ROWS)
+    tests = predictions.read_tests(runs_of(tmp_path / 'a', tmp_path / 'b'), ROWS)
     assert tests.index.tolist() == list('abcd')
     assert tests.a.tolist() == pred == tests.b.tolist()
     write(tmp_path / 'b', 'test.csv', image_name=list('abcx'))
     with pytest.raises(Stop, match='2 are in one of them only, such as d'):
-        predictions.read_tests([tmp_path / 'a', tmp_path / 'b'], None)
-    assert predictions.read_tests([tmp_path], None) is None
+        predictions.read_tests(runs_of(tmp_path / 'a', tmp_path / 'b'), None)
+    assert predictions.read_tests(runs_of(tmp_path), None) is None
     with pytest.raises(Stop, match=r'test\.csv is missing'):
-        predictions.read_tests([tmp_path / 'a', tmp_path], None)
+        predictions.read_tests(runs_of(tmp_path / 'a', tmp_path), None)
 
 
 def test_submissions_outside_of_0_to_1_are_ranked_or_all_listed_at_once(ok, script, tmp_path):

@@ -13,6 +13,7 @@ from sklearn.metrics import brier_score_loss, roc_curve
 
 from lib import calibration, prior
 from lib.cli import Stop
+from lib.runs import Run
 
 
 def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
@@ -191,15 +192,19 @@ def test_probabilities_are_for_the_competitions_own_images():
         prior.melanoma_rate(table.assign(target=0))
 
 
+CONFIG = {'arch': 'a', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x'}
+
+
 def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     target = np.r_[np.ones(10), np.zeros(90)]
     for name, neg_ratio in (('a', 1.0), ('b', 4.0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps({'neg_ratio': neg_ratio}))
+        (tmp_path / name / 'config.json').write_text(json.dumps(CONFIG | {'neg_ratio': neg_ratio}))
     a, b, c, d = (tmp_path / name for name in 'abcd')
 
     def odds(folders, weights, how='mean'):
-        return prior.blend_odds(how, folders, weights, target, target[:20])['odds']
+        runs = [Run(folder) for folder in folders]
+        return prior.blend_odds(how, runs, weights, target, target[:20])['odds']
 
     assert odds([a], [1.0]) == 1
     assert odds([a, b], [0.5, 0.5]) == pytest.approx(0.5)
@@ -217,9 +222,11 @@ def test_runs_trained_at_unlike_odds_are_moved_by_the_level_and_it_is_said(tmp_p
     table = oof(n=100_000)
     for name, neg_ratio in (('even', 1.0), ('all', 0.0)):
         (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps({'neg_ratio': neg_ratio}))
+        (tmp_path / name / 'config.json').write_text(json.dumps(CONFIG | {'neg_ratio': neg_ratio}))
     folders = [tmp_path / 'even', tmp_path / 'all']
-    blend = prior.blend_odds('mean', folders, [0.5, 0.5], table.target, table.target)
+    blend = prior.blend_odds(
+        'mean', [Run(f) for f in folders], [0.5, 0.5], table.target, table.target
+    )
     assert blend['odds'] is None and 'from 0.0199 to 1' in blend['no_odds']
     rate = table.target.mean()
     both = (table.pred + prior.to_prior(table.pred, rate, 1.0)) / 2  # perfect models of both kinds

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.metrics import roc_curve
 
@@ -203,10 +204,11 @@ def test_training_leaves_pictures_of_history_and_of_a_batch(tmp_path):
     history = pd.DataFrame(
         {'epoch': [1], 'train_loss': [1.0], 'valid_loss': [1.0], 'auc': [0.5], 'lr': [1e-3]}
     )
-    pictures.draw_history(tmp_path / 'history.png', history)
+    pictures.draw_history(tmp_path / 'history.png', history.to_dict('records'))
     x = np.zeros((5, 3, 8, 8), np.float32)
     x[0, 0] = 1 / 0.25  # red, far from the mean
-    pictures.draw_batch(tmp_path / 'batch.png', x, np.array([1, 0, 0, 0, 0]), [0.5] * 3, [0.25] * 3)
+    y = torch.tensor([1, 0, 0, 0, 0])
+    pictures.draw_batch(tmp_path / 'batch.png', torch.tensor(x), y, [0.5] * 3, [0.25] * 3)
     for name in ('history.png', 'batch.png'):
         assert np.asarray(Image.open(tmp_path / name).convert('L')).std() > 5
     batch = np.asarray(Image.open(tmp_path / 'batch.png').convert('RGB')).reshape(-1, 3)

@@ -182,7 +182,8 @@ def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_en
 def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
     finish(run, 0)
     assert run.training_note([0, 1, 2]) == (
-        f'{run}: fold 1, 2 still to be trained: python train.py --size 384 --home {run.home} --name r'
+        f'{run}: fold 1, 2 still to be trained: python train.py --size 384 '
+        f'--home {run.home} --name r'
     )
     with locks.held(run.fold(1) / '.lock'):
         ask = 'import sys; from pathlib import Path; from lib.runs import Run\n'
