@@ -34,7 +34,9 @@ class CPUMixed(MixedPrecision):
 
     def before_fit(self) -> None:
         """Have the batches autocast for the CPU."""
-        super().before_fit()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # that there is no CUDA, which is not used here
+            super().before_fit()
         self.autocast = torch.autocast('cpu', torch.bfloat16)
 
 
