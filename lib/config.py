@@ -29,6 +29,8 @@ def check(flags: dict[str, Any]) -> None:
         raise Stop(f'--size must be {MAX_SIZE} or less, not {flags["size"]}')
     if flags['weights'] is not None and not flags['pretrained']:
         raise Stop('--weights and --nopretrained contradict each other; leave one out')
+    if flags['lr_find'] and ranks.WORLD > 1:
+        raise Stop('--lr_find runs in one process; start it without a launcher')
     if flags['name'] is not None:
         folder(Path(flags['home']), flags['name'])
 

@@ -136,7 +136,7 @@ def copy(home, tmp_path) -> Path:
 def noise(tmp_path_factory):
     """40 images of noise, 64 x 64, the 16 melanomas a little darker, in folds 0 and 1.
 
-    A table with the columns that DataLoaders are made of: image_name, cached, target, fold.
+    A table as train.py has it once the images are cached: `cached` is the path of each.
     """
     import numpy as np
     import pandas as pd
@@ -145,6 +145,7 @@ def noise(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp('noise'), np.random.default_rng(0)
     rows = pd.DataFrame({'target': [0, 1, 0, 1, 0] * 8, 'fold': [1] * 25 + [0] * 15})
     rows['image_name'] = [f'N{i}' for i in rows.index]
+    rows = rows.assign(patient_id='', group=rows.image_name, source='noise')
     rows['cached'] = [folder / f'{name}.png' for name in rows.image_name]
     for path, target in zip(rows.cached, rows.target, strict=True):
         pixels = rng.integers(0, 256 - 3 * target, (64, 64, 3), dtype=np.uint8)

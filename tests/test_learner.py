@@ -1,7 +1,9 @@
 """The schedule, the optimizer, the epoch's line and the range test, against outside witnesses."""
 
+import json
 import os
 import pickle
+import warnings
 from functools import partial
 
 import numpy as np
@@ -9,45 +11,27 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import Callback, DataLoaders, OptimWrapper
-from lib.loaders import loader
-from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from lib import model
+import train
+from lib import data, model
 from lib.augment import Augment, recipe
-from lib.callbacks import Accumulate, History, Resume, SeedEpoch, StopOnNaN, seed_all
+from lib.callbacks import Accumulate, History, Resume, SeedEpoch, StopOnNaN
 from lib.cli import Stop
-from lib.learner import fastest, for_fold, learner, range_test, resolve, suggest
+from lib.learner import learner, read_range_test, suggest
+from lib.runs import Run
 
-STATS = ((0.5,) * 3, (0.5,) * 3)
-
-
-@pytest.fixture(scope='module')
-def images(tmp_path_factory):
-    """40 images of noise, the 16 melanomas a little darker; paths, targets, which are held out."""
-    folder, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
-    targets = np.array([0, 1, 0, 1, 0] * 8)
-    paths = np.array([folder / f'{i}.png' for i in range(40)])
-    for path, target in zip(paths, targets, strict=True):
-        noise = rng.integers(0, 256 - 3 * target, (64, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(path)
-    return paths, targets, np.arange(40) >= 25
+CONFIG = {
+    **{k: v for k, v in train.main.__kwdefaults__.items() if k not in ('weights', 'lr_find')},
+    **{'arch': 'test_resnet', 'pretrained': False, 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3},
+    **{'batch_size': 4, 'neg_ratio': 0.5},
+}
 
 
-def make(images, neg_ratio=0.5, seed=0, workers=0, **how):
-    seed_all(seed)
-    net = model.create('test_resnet', 64)
-    return for_fold(
-        *images,
-        net,
-        recipe(*STATS),
-        batch_size=4,
-        neg_ratio=neg_ratio,
-        wd=0.1,
-        seed=seed,
-        workers=workers,
-        **how,
-    )
+def make(noise, precision='fp32', workers=0, **flags):
+    """train.py's Learner of fold 0, and the callback that chooses the images of an epoch."""
+    learn, (downsample, _) = train.make_learner(0, noise, CONFIG | flags, None, workers, precision)
+    return learn, downsample
 
 
 class Cut(Callback):
@@ -61,11 +45,12 @@ class Cut(Callback):
             raise KeyboardInterrupt
 
 
-def train(images, folder, epochs=3, workers=0, cut=None, seed=0):
+def fit(noise, folder, epochs=3, workers=0, cut=None, seed=0):
     """Four steps an epoch of fold 0, up to the end or the cut; the Learner and its Resume."""
-    learn, sampler = make(images, seed=7, workers=workers)
-    resume = Resume(folder / 'state.pt', 0)
-    cbs = [sampler, SeedEpoch(seed, 0), History(folder / 'history.csv', 0), resume]
+    learn, downsample = make(noise, seed=7, workers=workers)
+    history = History(folder / 'history.csv', 0)
+    resume = Resume(folder / 'state.pt', 0, history)
+    cbs = [downsample, SeedEpoch(seed, 0), history, resume]
     try:
         learn.fit_one_cycle(epochs, 1e-2, cbs=cbs + ([] if cut is None else [Cut(cut)]))
     except KeyboardInterrupt:
@@ -77,7 +62,7 @@ class Record(Callback):
     """Keep each step's rate as the optimizer had it, and the epoch's predictions."""
 
     def before_fit(self):
-        self.rates = []
+        self.rates, self.n_batches = [], len(self.dls.train)
 
     def before_step(self):
         self.rates.append(self.opt.opt.param_groups[0]['lr'])
@@ -91,13 +76,21 @@ class Record(Callback):
             self.truths.append(self.y)
 
 
-def test_the_schedule_is_torchs_one_cycle_to_within_one_step(images):
-    learn, sampler = make(images)
-    record, (low, high) = Record(), (5e-6, 2e-4)
-    div, epochs = high / low, 8
-    learn.fit_one_cycle(epochs, high, div=div, div_final=div, cbs=[sampler, record])
-    n = len(record.rates)
-    assert n == epochs * len(learn.dls.train) == 32
+def test_the_schedule_of_train_py_is_torchs_one_cycle_to_within_one_step(
+    noise, tmp_path, monkeypatch
+):
+    record, its_own = Record(), train.make_learner
+
+    def recorded(*args):
+        learn, callbacks = its_own(*args)
+        return learn, [*callbacks, record]
+
+    monkeypatch.setattr(train, 'make_learner', recorded)
+    (low, high), epochs, run = (5e-6, 2e-4), 8, Run(tmp_path / 'runs' / 'r')
+    config = CONFIG | {'epochs': epochs, 'lr_min': low, 'lr_max': high}
+    train.train_fold(run, 0, noise, config, None, 0, 'bf16')
+    n, div = len(record.rates), high / low
+    assert n == epochs * record.n_batches == 32
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=high)
     theirs = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, high, total_steps=n, pct_start=0.25, div_factor=div, final_div_factor=1
@@ -115,10 +108,14 @@ def test_the_schedule_is_torchs_one_cycle_to_within_one_step(images):
         assert around.min() - 1e-9 <= lr <= around.max() + 1e-9
     assert ours[-1] < 2 * low + 0.02 * high  # and back
 
+    about = json.loads((run.fold(0) / 'run.json').read_text())
+    assert (about['precision'], about['scored_in']) == ('bf16', 'fp32')  # on the CPU
+    assert len(run.read_oof([0])) == (noise.fold == 0).sum()  # all of it, not what was monitored
 
-def test_the_optimizer_is_adamw_with_its_decay_on_every_parameter(images):
-    learn, sampler = make(images)
-    learn.fit_one_cycle(1, 1e-4, cbs=[sampler])
+
+def test_the_optimizer_is_adamw_with_its_decay_on_every_parameter(noise):
+    learn, downsample = make(noise)
+    learn.fit_one_cycle(1, 1e-4, cbs=[downsample])
     assert isinstance(learn.opt.opt, torch.optim.AdamW)
     groups = learn.opt.opt.param_groups
     assert all(g['weight_decay'] == 0.1 and g['eps'] == 1e-8 for g in groups)
@@ -126,11 +123,11 @@ def test_the_optimizer_is_adamw_with_its_decay_on_every_parameter(images):
 
 
 def test_the_epochs_line_is_scikit_learns_auc_and_the_history_holds_every_epoch(
-    images, tmp_path, capsys
+    noise, tmp_path, capsys
 ):
-    learn, sampler = make(images, neg_ratio=0)  # all images: the most rows to monitor
+    learn, downsample = make(noise, neg_ratio=0)  # all images: the most rows to monitor
     record, history = Record(), History(tmp_path / 'history.csv', fold=3)
-    learn.fit_one_cycle(3, 1e-3, cbs=[sampler, record, history])
+    learn.fit_one_cycle(3, 1e-3, cbs=[downsample, record, history])
     auc = roc_auc_score(torch.cat(record.truths), torch.cat(record.logits)[:, 0])
     table = pd.read_csv(tmp_path / 'history.csv')
     assert table.epoch.tolist() == [1, 2, 3]
@@ -142,29 +139,22 @@ def test_the_epochs_line_is_scikit_learns_auc_and_the_history_holds_every_epoch(
     assert '\r' not in out and '█' not in out  # no bar in a log file
 
 
-def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(images):
-    learn, _ = make(images, neg_ratio=1)
-    assert len(learn.dls.valid.dataset) <= learn.dls.train.n
-    targets = torch.cat([y for _, y in learn.dls.valid])
-    assert targets.sum() == images[1][images[2]].sum()
-
-
-def test_a_run_depends_on_its_seed_and_not_on_its_workers(images):
+def test_a_run_depends_on_its_seed_and_not_on_its_workers(noise):
     finals = []
     for seed, workers in ((0, 0), (0, 2), (1, 0)):
-        learn, sampler = make(images, seed=seed, workers=workers)
-        learn.fit_one_cycle(2, 1e-3, cbs=[sampler, SeedEpoch(seed, fold=0)])
+        learn, downsample = make(noise, seed=seed, workers=workers)
+        learn.fit_one_cycle(2, 1e-3, cbs=[downsample, SeedEpoch(seed, fold=0)])
         finals.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
     assert torch.equal(finals[0], finals[1]) and not torch.equal(finals[0], finals[2])
 
 
-def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too(images):
+def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too(noise):
     """A model without batch normalization, no augmentation; 13 images: groups of 4, 4, 4 and 1."""
-    paths, targets, _ = images
-    plain = [tfm for tfm in recipe(*STATS) if not isinstance(tfm, Augment)]
+    paths, targets = noise.cached[:13], noise.target[:13]
+    plain = [tfm for tfm in recipe(CONFIG['mean'], CONFIG['std']) if not isinstance(tfm, Augment)]
     finals, steps = [], []
     for batch_size, accumulate in ((4, 1), (2, 2), (4, 2)):
-        dl = loader(paths[:13], targets[:13], plain, batch_size)  # in order
+        dl = data.loader(paths, targets, plain, batch_size)  # in order
         torch.manual_seed(0)
         net = model.create('test_vit', 64)
         learn = learner(DataLoaders(dl, dl), net, accumulate=accumulate)
@@ -178,60 +168,56 @@ def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too
     assert steps == [8, 8, 4]
     assert torch.allclose(finals[0], finals[1], atol=1e-6)
     assert not torch.allclose(finals[0], finals[2], atol=1e-4)
-    learn, _ = make(images, accumulate=3)
+    learn, _ = make(noise, accumulate=3)
     assert [cb.n for cb in learn.cbs if isinstance(cb, Accumulate)] == [3]
 
 
-def test_in_bf16_the_cpu_computes_in_half_and_keeps_single_weights(images):
-    learn, sampler = make(images, precision='bf16')
+def test_in_bf16_the_cpu_computes_in_half_and_keeps_single_weights(noise):
+    learn, downsample = make(noise, precision='bf16')
     seen = set()
     conv = next(m for m in learn.model.modules() if isinstance(m, torch.nn.Conv2d))
     conv.register_forward_hook(lambda m, x, out: seen.add((learn.training, out.dtype)))
-    learn.fit_one_cycle(1, 1e-3, cbs=[sampler])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', '.*CUDA.*')  # nothing that a user could act on
+        learn.fit_one_cycle(1, 1e-3, cbs=[downsample])
     assert seen == {(True, torch.bfloat16), (False, torch.bfloat16)}
     assert all(p.dtype == torch.float32 for p in learn.model.parameters())
     assert not torch.is_autocast_enabled('cpu')
     assert np.isfinite(learn.recorder.values[-1]).all()
 
 
-def test_precision_follows_the_device_and_refuses_what_it_cannot(monkeypatch):
-    cpu = torch.device('cpu')
-    net = model.create('test_resnet', 64)
-    for has, best in ((True, 'bf16'), (False, 'fp32')):
-        monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda has=has: has)
-        assert resolve('auto', cpu) == best and resolve('fp32', cpu) == 'fp32'
-        assert fastest(net, 64, 2, cpu) == 'fp32'  # its steps take milliseconds
-    for wrong in ('fp16', 'half'):
-        with pytest.raises(Stop, match=wrong):
-            resolve(wrong, cpu)
-
-
-@pytest.mark.parametrize(
-    ('single', 'half', 'best'), [(2, 1, 'bf16'), (1, 2, 'fp32'), (2, 1.9, 'fp32')]
-)
-def test_a_large_model_trains_on_the_cpu_in_what_is_measured_faster(
-    monkeypatch, single, half, best
+def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(
+    noise, tmp_path, monkeypatch, capsys
 ):
-    class Clock(torch.nn.Module):
-        def forward(self, x):
-            self.now += half if torch.is_autocast_enabled('cpu') else single
-            return self.weight * x.mean()
+    made, before = [], {}
+    its_own = train.make_learner
 
-    net = Clock()
-    net.weight, Clock.now = torch.nn.Parameter(torch.ones(())), 0.0
-    monkeypatch.setattr(torch.cpu, '_is_avx512_bf16_supported', lambda: True)
-    monkeypatch.setattr(Clock, '__deepcopy__', lambda self, memo: self, raising=False)
-    monkeypatch.setattr('lib.learner.time.perf_counter', lambda: net.now)
-    assert fastest(net, 8, 2, torch.device('cpu')) == best
+    def kept(*args):  # four steps an epoch: a miscounted epoch would end the test early
+        made.append(its_own(*args))
+        before.update({k: v.clone() for k, v in made[0][0].model.state_dict().items()})
+        return made[0]
 
-
-def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(images):
-    learn, sampler = make(images)  # four steps an epoch: a miscounted epoch would end it early
-    before = {k: v.clone() for k, v in learn.model.state_dict().items()}
-    lrs, losses = range_test(learn, [sampler], num_it=40)
-    assert len(learn.recorder.lrs) == 40 and len(lrs) == len(losses) <= 40
-    assert lrs[0] == pytest.approx(1e-7) and learn.recorder.lrs[-1] > 5
+    monkeypatch.setattr(train, 'make_learner', kept)
+    train.find_rates(tmp_path, 0, noise, CONFIG | {'accumulate': 2}, None, 0, 'fp32')
+    (learn, _), n = made[0], 200  # batches: 100 steps of the optimizer
+    rates = learn.recorder.lrs
+    assert len(rates) == n and rates[0] == pytest.approx(1e-7) and rates[-1] > 5
+    lrs, losses = read_range_test(learn.recorder, n)
+    assert len(lrs) == len(losses) <= n and np.isfinite(losses).all()
+    lr_min, lr_max = suggest(lrs, losses)
+    assert f'--lr_min {lr_min:.1e} --lr_max {lr_max:.1e}' in capsys.readouterr().out
+    assert (tmp_path / 'lr_find.png').exists()
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
+
+
+def test_a_range_test_is_read_up_to_the_first_loss_that_is_not_finite():
+    class Recorder:
+        lrs, losses = [1e-7, 1e-6, 1e-5], [torch.tensor(0.7), torch.tensor(float('inf')), 0.6]
+
+    lrs, losses = read_range_test(Recorder, 3)
+    assert lrs.tolist() == [1e-7] and losses == pytest.approx([0.7])
+    with pytest.raises(RuntimeError, match='made 3 of 100 steps'):
+        read_range_test(Recorder, 100)
 
 
 def test_the_suggestion_is_read_off_where_the_loss_falls_and_where_it_is_lowest():
@@ -253,34 +239,23 @@ def test_what_is_suggested_is_a_range_that_train_takes(fall):
             suggest(lrs[: len(hopeless)], hopeless)
 
 
-def test_training_batches_are_augmented_and_scored_ones_are_not(images):
-    learn, _ = make(images)
-    for dl, augmented in ((learn.dls.train, True), (learn.dls.valid, False)):
-        dl.get_idxs, dl.n = (lambda: [0, 1, 2]), 3
-        (first, _), (second, _) = dl.one_batch(), dl.one_batch()
-        assert torch.equal(first, second) != augmented
-        pixels = torch.stack([torch.tensor(np.array(dl.dataset[i][0])) for i in range(3)])
-        plain = (pixels.permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
-        assert torch.allclose(first, plain, atol=1e-6) != augmented  # Normalize, pretrained or not
-
-
-def test_a_loss_that_is_not_finite_stops_with_fold_epoch_and_step(images):
-    learn, sampler = make(images)
+def test_a_loss_that_is_not_finite_stops_with_fold_epoch_and_step(noise):
+    learn, downsample = make(noise)
     with torch.no_grad():
         next(iter(learn.model.parameters())).fill_(float('nan'))
     with pytest.raises(
         Stop, match='nan in fold 3, epoch 1, training step 1; try a smaller --lr_max'
     ):
-        learn.fit_one_cycle(1, 1e-3, cbs=[sampler, StopOnNaN(3)])
+        learn.fit_one_cycle(1, 1e-3, cbs=[downsample, StopOnNaN(3)])
 
 
-def test_a_training_cut_off_twice_ends_as_if_it_never_was(images, tmp_path):
-    whole, _ = train(images, tmp_path / 'whole', epochs=4)
-    _, first = train(images, tmp_path / 'cut', epochs=4, workers=2, cut=1)
-    assert (first.found, first.done) == (0, 1)
-    _, second = train(images, tmp_path / 'cut', epochs=4, cut=3)
-    assert (second.found, second.done) == (1, 3)
-    learn, _ = train(images, tmp_path / 'cut', epochs=4, workers=2)
+def test_a_training_cut_off_twice_ends_as_if_it_never_was(noise, tmp_path):
+    whole, _ = fit(noise, tmp_path / 'whole', epochs=4)
+    _, first = fit(noise, tmp_path / 'cut', epochs=4, workers=2, cut=1)
+    assert (first.resumed, first.done) == (0, 1)
+    _, second = fit(noise, tmp_path / 'cut', epochs=4, cut=3)
+    assert (second.resumed, second.done) == (1, 3)
+    learn, _ = fit(noise, tmp_path / 'cut', epochs=4, workers=2)
     for key, value in whole.model.state_dict().items():
         assert torch.equal(value, learn.model.state_dict()[key]), key
     a, b = (pd.read_csv(tmp_path / d / 'history.csv') for d in ('whole', 'cut'))
@@ -288,21 +263,21 @@ def test_a_training_cut_off_twice_ends_as_if_it_never_was(images, tmp_path):
     pd.testing.assert_frame_equal(a.drop(columns='seconds'), b.drop(columns='seconds'))
 
 
-def test_a_training_cut_off_in_its_first_epoch_starts_again(images, tmp_path):
-    _, resume = train(images, tmp_path, cut=0)
+def test_a_training_cut_off_in_its_first_epoch_starts_again(noise, tmp_path):
+    _, resume = fit(noise, tmp_path, cut=0)
     assert resume.done == 0 and not (tmp_path / 'state.pt').exists()
 
 
-def test_what_a_resumed_optimizer_does_depends_on_its_state(images, tmp_path):
+def test_what_a_resumed_optimizer_does_depends_on_its_state(noise, tmp_path):
     """Else the test of equality above could not tell whether the moments were put back."""
-    whole, _ = train(images, tmp_path / 'whole')
-    train(images, tmp_path / 'cut', cut=2)
+    whole, _ = fit(noise, tmp_path / 'whole')
+    fit(noise, tmp_path / 'cut', cut=2)
     path = tmp_path / 'cut' / 'state.pt'
     state = torch.load(path, weights_only=True)
     for moments in state['opt'].values():
         moments['exp_avg'].zero_()
     torch.save(state, path)
-    learn, _ = train(images, tmp_path / 'cut')
+    learn, _ = fit(noise, tmp_path / 'cut')
     pairs = zip(whole.model.parameters(), learn.model.parameters(), strict=True)
     assert not all(torch.equal(a, b) for a, b in pairs)
 
@@ -317,8 +292,8 @@ class Malicious:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_state_that_is_broken_or_a_strangers_is_refused_and_runs_no_code(images, tmp_path):
-    train(images, tmp_path, epochs=2, cut=1)
+def test_a_state_that_is_broken_or_a_strangers_is_refused_and_runs_no_code(noise, tmp_path):
+    fit(noise, tmp_path, epochs=2, cut=1)
     path = tmp_path / 'state.pt'
     whole = path.read_bytes()
     state = torch.load(path, weights_only=True)
@@ -337,13 +312,13 @@ def test_a_state_that_is_broken_or_a_strangers_is_refused_and_runs_no_code(image
     for name, content in bad.items():
         path.write_bytes(content)
         with pytest.raises(Stop, match=r'state\.pt is no state of this training .*; delete it'):
-            train(images, tmp_path, epochs=2)
+            fit(noise, tmp_path, epochs=2)
         assert not marker.exists(), name
         assert path.read_bytes() == content
     path.write_bytes(whole)
     for name, wrong in (('of fold 3', {'fold': 3}), ('5 epochs', {'epochs': 5})):
         torch.save({**state, **wrong}, path)
         with pytest.raises(Stop, match=name):
-            train(images, tmp_path, epochs=2)
+            fit(noise, tmp_path, epochs=2)
     pickle.loads(bad['pickle'])
     assert marker.exists()  # the witness works

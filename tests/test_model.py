@@ -85,73 +85,58 @@ def test_a_transformer_takes_the_size_that_is_asked_for():
     assert net(torch.zeros(1, 3, 96, 96)).shape == (1, 1)
 
 
-def trained_like(arch):
-    """A model whose batch normalizations do something."""
+@pytest.mark.parametrize('arch', [ARCH, 'test_vit'])
+def test_a_model_to_predict_with_gives_the_sigmoid_of_its_logits_and_fills_up_a_small_batch(arch):
     torch.manual_seed(0)
-    net = model.create(arch, 64)
-    for m in net.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.normal_(m.bias, std=0.1)
-            nn.init.normal_(m.running_mean, std=0.1)
-            nn.init.uniform_(m.running_var, 0.5, 1.5)
-    return net.eval()
-
-
-def norms(net) -> int:
-    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
-
-
-@pytest.mark.parametrize('arch', ['test_resnet', 'efficientnet_b0', 'mobilenetv3_small_050'])
-def test_for_inference_all_normalization_is_folded_and_the_features_stay(arch):
-    net, x = trained_like(arch), torch.randn(2, 3, 64, 64)
+    net = model.create(arch, 64).eval()
+    shapes, x = [], torch.randn(5, 3, 64, 64)
     with torch.no_grad():
-        logits, features = net(x), net.forward_features(x)
-        fast = model.for_inference(net, 64)
-        assert norms(net) > 0 and norms(fast) == 0
-        atol = 1e-4 * float(features.abs().max())
-        assert torch.allclose(fast.forward_features(x), features, atol=atol)
-        assert torch.allclose(fast(x), logits, atol=1e-4)
+        logits = net(x)
+        ready = model.Probability(net.train(), 8)
+        net.register_forward_pre_hook(lambda layer, inputs: shapes.append(inputs[0].shape))
+        probabilities = ready(x)
+    assert probabilities.shape == (5, 1) and shapes == [(8, 3, 64, 64)]
+    assert torch.allclose(probabilities, logits.sigmoid(), atol=1e-6)
+    assert not any(m.training for m in ready.model.modules())
 
 
-def test_a_normalization_of_what_something_else_reads_too_stays():
-    class Both(nn.Module):
+@pytest.mark.parametrize(
+    ('precision', 'dtype'), [('bf16', torch.bfloat16), ('fp16', torch.float16)]
+)
+def test_in_half_precision_the_last_layer_alone_is_single(precision, dtype):
+    net = model.create('efficientnet_b0', 64)
+    seen = {}
+    for name in ('conv_stem', 'classifier'):
+
+        def note(layer, inputs, out, name=name):
+            seen[name] = (inputs[0].dtype, layer.weight.dtype, out.dtype)
+
+        getattr(net, name).register_forward_hook(note)
+    with torch.no_grad():
+        out = model.Probability(net, 2, precision)(torch.randn(2, 3, 64, 64))
+    assert seen == {'conv_stem': (dtype,) * 3, 'classifier': (torch.float32,) * 3}
+    assert out.dtype == torch.float32
+
+
+def test_a_distilled_transformer_has_several_last_layers():
+    class Distilled(nn.Module):
         def __init__(self):
             super().__init__()
-            self.conv, self.bn, self.fc = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 1)
-
-        def forward_features(self, x):
-            x = self.conv(x)
-            return self.bn(x) + x
-
-        def forward(self, x):
-            return self.fc(self.forward_features(x).mean((2, 3)))
+            self.body, self.one, self.two = (nn.Linear(4, 4), nn.Linear(4, 1), nn.Linear(4, 1))
 
         def get_classifier(self):
-            return self.fc
+            return self.one, self.two
 
-    torch.manual_seed(0)
-    net = Both().eval()
-    nn.init.normal_(net.bn.running_mean)
-    x = torch.randn(2, 3, 8, 8)
-    with torch.no_grad():
-        before = net(x)
-        assert torch.allclose(model.for_inference(net, 8)(x), before, atol=1e-5)
+        def forward(self, x):
+            x = self.body(x.mean((2, 3))[:, [0, 1, 2, 0]])
+            return (self.one(x) + self.two(x)) / 2
 
-
-def test_in_half_precision_the_last_layer_alone_is_single():
-    fast = model.for_inference(trained_like('efficientnet_b0'), 64, 'bf16')
-    assert fast.conv_stem.weight.dtype == torch.bfloat16
-    assert fast.classifier.weight.dtype == torch.float32
-    x = torch.randn(2, 3, 64, 64).bfloat16()
-    with torch.no_grad():
-        assert fast(x).dtype == torch.float32
-
-
-def test_compiling_without_a_compiler_is_one_sentence(monkeypatch):
-    monkeypatch.setenv('CXX', 'no-such-compiler')
-    with pytest.raises(Stop, match='compiler, and there is no no-such-compiler'):
-        model.check_compiler()
+    net = Distilled()
+    ready = model.Probability(net, 1, 'bf16')
+    assert model.heads(net) == (net.one, net.two) and len(model.heads(model.create(ARCH, 64))) == 1
+    dtypes = [m.weight.dtype for m in (net.body, net.one, net.two)]
+    assert dtypes == [torch.bfloat16, torch.float32, torch.float32]
+    assert ready(torch.randn(1, 3, 8, 8)).dtype == torch.float32
 
 
 UNPICKLERS = {

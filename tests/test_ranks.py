@@ -1,4 +1,5 @@
-"""Two processes of one command, on this machine's CPU: each does its half, the first writes."""
+"""Two processes of one launcher, on this machine's CPU: train.py's train a fold together and the
+first alone writes; infer.py's work alone and share out the parts."""
 
 import json
 import os
@@ -8,23 +9,28 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from conftest import QUICK, ROOT
 from sklearn.metrics import roc_auc_score
 
-QUICK = ['--arch', 'test_resnet', '--nopretrained', '--size', 64, '--epochs', 2, '--lr_max', 5e-3]
+import train
+from lib import config, ranks
+from lib.cli import Stop
+from lib.parts import PREDS
 
-# train.py, with a callback that notes which images a process trains on and what comes out
+TRAIN = [*QUICK, '--epochs', 2, '--lr_max', 5e-3]
+
+# a script, with notes of which images each process trains on, what comes out, and what it writes
 NOTE = """
-import json, sys
+import json, os, sys
 sys.path.insert(0, {root!r})
 import train
 from fastai.vision.all import Callback
-from lib import cli, learner, ranks
+from lib import cli, ranks
+
+notes, written = [], []
 
 class Note(Callback):
     order = 70  # after the Recorder
-    def before_fit(self):
-        self.notes = []
     def before_epoch(self):
         self.n = self.steps = 0
     def after_batch(self):
@@ -32,22 +38,29 @@ class Note(Callback):
             self.n, self.steps = self.n + len(self.y), self.steps + 1
     def after_epoch(self):
         weights = sum(float(p.detach().double().sum()) for p in self.model.parameters())
-        self.notes.append([self.n, self.steps, weights, float(self.recorder.log[3])])
-    def after_fit(self):
-        with open({folder!r} + f'/rank{{ranks.RANK}}.json', 'w') as f:
-            json.dump(self.notes, f)
+        notes.append([self.n, self.steps, weights, float(self.recorder.log[3])])
 
-for_fold = learner.for_fold
-def noted(*args, **kwargs):
-    learn, sampler = for_fold(*args, **kwargs)
-    learn.add_cb(Note())
-    return learn, sampler
-learner.for_fold = noted
-cli.run(train.main)
+make_learner, replace, place = train.make_learner, os.replace, ranks.RANK
+
+def noted(*args):
+    learn, callbacks = make_learner(*args)
+    return learn, [*callbacks, Note()]
+
+def listed(source, target):
+    written.append(os.path.relpath(target, {folder!r}))
+    replace(source, target)
+
+train.make_learner, os.replace = noted, listed
+try:
+    cli.run(train.main)
+finally:
+    with open({folder!r} + f'/rank{{place}}.json', 'w') as f:
+        json.dump([notes, written], f)
 """
 
 
-def two(command, **env) -> subprocess.CompletedProcess:
+def two(*command) -> str:
+    """What two processes of a launcher print."""
     launcher = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node', '2']
     launcher += ['--master_port', str(20000 + os.getpid() % 20000)]
     done = subprocess.run(
@@ -56,49 +69,49 @@ def two(command, **env) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         timeout=240,
-        env=os.environ | {'CUDA_VISIBLE_DEVICES': ''} | env,
+        env=os.environ | {'CUDA_VISIBLE_DEVICES': ''},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    return done
+    return done.stdout
 
 
 @pytest.fixture(scope='module')
-def home(demo, script, tmp_path_factory):
-    """A home with the runs `one` and `two`, trained by as many processes."""
+def homes(demo, ok, tmp_path_factory):
+    """Two homes with a run `r`, trained by one process and by two, which noted what they did."""
     pytest.importorskip('accelerate')
-    home = tmp_path_factory.mktemp('home')
-    driver = home / 'driver.py'
-    driver.write_text(NOTE.format(root=str(ROOT), folder=str(home)))
-    for command in [
-        ['folds.py', '--data', demo, '--home', home, '--n_folds', 2],
-        ['train.py', '--home', home, *QUICK, '--name', 'one'],
-    ]:
-        done = script(*command)
-        assert done.returncode == 0, done.stderr
-    done = two([driver, '--home', home, *QUICK, '--name', 'two'])
-    (home / 'two.log').write_text(done.stdout)
-    return home
+    homes = [tmp_path_factory.mktemp(name) for name in ('one', 'two')]
+    for home in homes:
+        ok('folds.py', '--data', demo, '--home', home, '--n_folds', 2)
+    ok('train.py', '--home', homes[0], *TRAIN, '--name', 'r')
+    driver = homes[1] / 'driver.py'
+    driver.write_text(NOTE.format(root=str(ROOT), folder=str(homes[1])))
+    (homes[1] / 'log').write_text(two(driver, '--home', homes[1], *TRAIN, '--name', 'r'))
+    return homes
 
 
-def test_each_process_trains_on_its_half_of_the_draw_and_ends_with_the_same_weights(home):
-    first, second = (json.loads((home / f'rank{r}.json').read_text()) for r in (0, 1))
-    assert first == second and len(first) == 2  # the weights, and the AUC of all rows watched
-    folds = pd.read_csv(home / 'folds.csv')
-    positive = int(((folds.fold == 0) & (folds.target == 1)).sum())  # fold 1 was trained last
-    for n, steps, _, auc in first:
+def noted(homes) -> list:
+    """What each of the two processes noted: of each epoch, and the files that it wrote."""
+    return [json.loads((homes[1] / f'rank{place}.json').read_text()) for place in (0, 1)]
+
+
+def test_each_process_trains_on_its_half_of_the_draw_and_ends_with_the_same_weights(homes):
+    (first, _), (second, _) = noted(homes)
+    assert first == second and len(first) == 4  # the weights, and the AUC of all rows watched
+    folds = pd.read_csv(homes[1] / 'folds.csv')
+    for i, (n, steps, _, auc) in enumerate(first):  # two epochs of fold 0, two of fold 1
+        positive = int(((folds.fold != i // 2) & (folds.target == 1)).sum())
         assert n == positive and n > 0  # of as many benign ones more: a half each
         assert steps == -(-2 * positive // 8)  # as one process makes, with batches of 8
         assert 0 <= auc <= 1
-    about = json.loads((home / 'runs' / 'two' / 'fold0' / 'run.json').read_text())
+    about = json.loads((homes[1] / 'runs' / 'r' / 'fold0' / 'run.json').read_text())
     assert about['processes'] == 2
 
 
-def test_it_scores_as_one_process_does_within_its_interval(home):
-    def oof(name):
-        parts = [pd.read_csv(home / 'runs' / name / f'fold{k}' / 'oof.csv') for k in (0, 1)]
-        return pd.concat(parts, ignore_index=True)
-
-    one, other = oof('one'), oof('two')
+def test_it_scores_as_one_process_does_within_its_interval(homes):
+    one, other = (
+        pd.concat([pd.read_csv(home / 'runs' / 'r' / f'fold{k}' / 'oof.csv') for k in (0, 1)])
+        for home in homes
+    )
     assert one.image_name.tolist() == other.image_name.tolist()
     rng, aucs = np.random.default_rng(0), []
     for _ in range(200):  # a bootstrap over images
@@ -109,36 +122,66 @@ def test_it_scores_as_one_process_does_within_its_interval(home):
     assert (one.pred_plain != other.pred_plain).any()
 
 
-def test_the_first_process_alone_prints(home):
-    log = (home / 'two.log').read_text()
-    assert log.count('fold 0 epoch  1/2') == 1 and log.count('is trained') == 1
-    assert 'in 2 processes' in log
+def test_nothing_is_printed_twice(homes):
+    lines = (homes[1] / 'log').read_text().splitlines()
+    assert len(lines) == len(set(lines)), lines
+    text = '\n'.join(lines)
+    assert text.count('fold 0 epoch  1/2') == 1 and text.count('2 processes train each fold') == 1
+    assert text.count('images an epoch') == 2 and text.count('out of fold [95 %') == 1
 
 
-def test_two_processes_predict_what_one_does(home, script):
-    files = ['oof.csv', 'test.csv']
-    command = ['infer.py', '--home', home, '--n_tta', 2, '--only', 'two', '--batch_size', 8]
-    done = two([ROOT / command[0], *command[1:]])
-    assert done.stdout.count('AUC, pooled') == 1
-    run = home / 'runs' / 'two'
-    shared = [pd.read_csv(run / name) for name in files]
-    for path in [*run.glob('fold*/tta_oof.csv'), *(run / name for name in files)]:
+def test_the_process_that_follows_writes_nothing_of_a_fold(homes):
+    (_, first), (_, second) = noted(homes)
+    folds = [path for path in first if '/fold' in path]
+    assert {'runs/r/fold0/oof.csv', 'runs/r/fold1/model.safetensors'} <= set(folds)
+    assert 'runs/r/scores.json' in first
+    # before the training begins both may write, each under a lock: the cache and config.json
+    assert all(path.startswith('cache/') or path.endswith('config.json') for path in second)
+    assert not list((homes[1] / 'runs').rglob('*.part*'))
+
+
+def test_the_parts_of_infer_py_are_shared_out_and_are_what_one_process_makes(homes, ok):
+    infer = ['infer.py', '--home', homes[1], '--n_tta', 2, '--batch_size', 8]
+    run = homes[1] / 'runs' / 'r'
+    printed = two(ROOT / infer[0], *infer[1:])
+    for k in (0, 1):  # its held-out images and the test images: each once, by one or the other
+        assert printed.count(f'{run}: fold {k}, ') == 2
+    assert printed.count('2 + 1 passes') == 4
+    paths = [*run.glob('fold*/tta_*.csv'), run / 'oof.csv', run / 'test.csv']
+    shared = {path: path.read_bytes() for path in paths}
+    assert not list(run.rglob('*.part*'))
+    assert len(shared) == 6
+    for path in shared:
         path.unlink()
-    alone = script(*command)
-    assert alone.returncode == 0, alone.stderr
-    for table, name in zip(shared, files, strict=True):
-        again = pd.read_csv(run / name)
-        assert table.image_name.tolist() == again.image_name.tolist() and len(table) > 8
-        np.testing.assert_allclose(table.pred, again.pred, atol=1e-5)
-        np.testing.assert_allclose(table.pred_plain, again.pred_plain, atol=1e-5)
+    ok(*infer)
+    assert all(path.read_bytes() == content for path, content in shared.items())
+    oof = pd.read_csv(run / 'oof.csv')
+    assert len(oof) == 60 and oof[PREDS].nunique().min() > 10
 
 
-def test_a_batch_that_cannot_be_shared_equally_is_refused(monkeypatch):
-    from lib import ranks
-    from lib.cli import Stop
-    from lib.learner import for_fold
+def test_without_a_launcher_there_is_one_process_and_no_group():
+    assert (ranks.RANK, ranks.WORLD, ranks.following) == (0, 1, False)
+    ranks.join()
+    assert list(ranks.together(iter([3, 4]))) == [3, 4] and not ranks.following
 
-    monkeypatch.setattr(ranks, 'WORLD', 3)
-    nothing = np.zeros(0)
-    with pytest.raises(Stop, match='3 processes cannot share --batch_size 8'):
-        for_fold(nothing, nothing, nothing, None, [], batch_size=8, neg_ratio=1, wd=0, seed=0)
+
+def test_a_range_test_is_no_work_for_a_launcher(monkeypatch):
+    flags = train.main.__kwdefaults__ | {'lr_find': True}
+    config.check(flags)
+    monkeypatch.setattr(ranks, 'WORLD', 2)
+    with pytest.raises(Stop, match='--lr_find runs in one process'):
+        config.check(flags)
+
+
+def test_a_launchers_place_is_seen_by_its_libraries_only_where_they_work_together(monkeypatch):
+    monkeypatch.setattr(ranks, 'RANK', 1)
+    monkeypatch.setattr(ranks, 'WORLD', 2)
+    for end in (None, ValueError):
+        assert not {'RANK', 'WORLD_SIZE'} & set(os.environ)
+        try:
+            with ranks.visible():
+                assert (os.environ['RANK'], os.environ['WORLD_SIZE']) == ('1', '2')
+                if end:
+                    raise end
+        except ValueError:
+            pass
