@@ -22,7 +22,7 @@ def main(
     # counts once, for the first. By default all that are there; 'none' for none
     external: str | None = None,
     check: str | None = None,  # only count the groups in two folds of this CSV, make nothing
-    fold_column: str = 'fold',  # --check's column of folds; a negative number in it is no fold
+    fold_column: str = 'fold',  # the column of --check's folds; a negative fold is none
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo
 ) -> None:
     """Make HOME/folds.csv, the one table that train.py, infer.py and blend.py read."""

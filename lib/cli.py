@@ -117,9 +117,11 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except Stop as sentence:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
-    interrupts: list[int] = []
+    interrupts, own = [], os.getpid()
 
     def interrupt(number: int, _frame: object) -> None:
+        if os.getpid() != own:  # a fork that reads images; its parent speaks
+            os._exit(1)
         interrupts.append(number)
         raise KeyboardInterrupt
 
