@@ -29,7 +29,7 @@ def main(
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
     cli.one_of(('platt', None), calibrate=calibrate)
-    cli.rate(prior=prior)
+    cli.within(0.0001, 0.9999, prior=prior)
     if mix is not None and (only is not None or how != 'mean'):
         raise cli.Stop('--mix names its runs and their weights itself; leave --only and --how out')
     home = Path(home)

@@ -30,8 +30,8 @@ def main(
         path, duplicates = Path(check), lib.archives.read_duplicates(Path(data))
         table = lib.tables.read_csv(path, [fold_column])
         return lib.splits.report_leaks(path, table, fold_column, duplicates)
-    cli.at_least(2, n_folds=n_folds)
-    cli.at_least(0, seed=seed)
+    cli.within(2, n_folds=n_folds)
+    cli.within(0, seed=seed)
     if seed >= 2**32:
         raise cli.Stop(f'--seed must be below {2**32}, not {seed}')
     if demo:

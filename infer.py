@@ -31,10 +31,10 @@ def main(
     What is made already with these flags and weights is skipped. Typed twice at a time, the
     command's two processes share out the work.
     """
-    cli.at_least(0, n_tta=n_tta, seed=seed)
-    cli.at_least(1, batch_size=batch_size)
-    cli.rate(prior=prior)
-    cli.processes(workers)
+    cli.within(0, n_tta=n_tta, seed=seed)
+    cli.within(1, batch_size=batch_size)
+    cli.within(0.0001, 0.9999, prior=prior)
+    cli.within(0, 256, workers=workers)
     if (images is None) != (out is None):
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     home, runs = Path(home), lib.runs.trained(Path(home), only)

@@ -5,6 +5,7 @@ import errno
 import functools
 import inspect
 import io
+import math
 import os
 import re
 import shlex
@@ -33,11 +34,12 @@ HINTS = {  # what to do about an error of the system
 }
 
 
-def at_least(low: float, **flags: float) -> None:
-    """Raises: Stop that names the first of `flags` below `low`, or not a number."""
+def within(low: float, high: float = math.inf, **flags: float | None) -> None:
+    """Raises: Stop that names the first of `flags` that is given and not from `low` to `high`."""
     for name, value in flags.items():
-        if not low <= value < float('inf'):
-            raise Stop(f'--{name} must be {low} or more, not {value}')
+        if value is not None and not (low <= value <= high and value < math.inf):
+            span = f'{low} or more' if high == math.inf else f'from {low} to {high}'
+            raise Stop(f'--{name} must be {span}, not {value}')
 
 
 def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
@@ -45,19 +47,6 @@ def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
     for name, value in flags.items():
         if value not in choices:
             raise Stop(f'--{name} is one of {", ".join(filter(None, choices))}, not {value}')
-
-
-def rate(**flags: float | None) -> None:
-    """Raises: Stop that names the first of `flags` that is given and not from .0001 to .9999."""
-    for name, value in flags.items():
-        if value is not None and not 0.0001 <= value <= 0.9999:
-            raise Stop(f'--{name} must be from .0001 to .9999, not {value}')
-
-
-def processes(workers: int | None) -> None:
-    """Raises: Stop where so many processes cannot be meant; None leaves the number open."""
-    if workers is not None and not 0 <= workers <= 256:
-        raise Stop(f'--workers must be 0 to 256, not {workers}')
 
 
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -17,11 +17,11 @@ PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad')
 
 def check(flags: dict[str, Any]) -> None:
     """Raises: Stop where a flag of train.py is out of range, or two contradict each other."""
-    cli.at_least(64, size=flags['size'])
-    cli.at_least(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
-    cli.at_least(2, batch_size=flags['batch_size'])  # one image has no batch statistics
-    cli.at_least(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
-    cli.processes(flags['workers'])
+    cli.within(64, size=flags['size'])
+    cli.within(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
+    cli.within(2, batch_size=flags['batch_size'])  # one image has no batch statistics
+    cli.within(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
+    cli.within(0, 256, workers=flags['workers'])
     low, high = flags['lr_min'], flags['lr_max']
     if not 0 < low <= high < 10:
         raise Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
