@@ -4,6 +4,7 @@ import difflib
 import errno
 import functools
 import inspect
+import os
 import re
 import shlex
 import signal
@@ -90,8 +91,11 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
         print(f'error: {sentence}', file=sys.stderr)
         raise SystemExit(2) from None
     interrupts: list[int] = []
+    this_process = os.getpid()
 
     def interrupt(number: int, _frame: object) -> None:
+        if os.getpid() != this_process:  # a fork that reads images: its parent says the line
+            os._exit(1)
         interrupts.append(number)
         raise KeyboardInterrupt
 
