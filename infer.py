@@ -68,7 +68,7 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
     batch_size = 1 if part.kind == 'images' else settings.batch_size  # whatever lies beside it
     dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
-    net = lib.model.Probability(net, dls.valid.bs, precision)
+    net = lib.model.Probability(net, dls.valid.bs, precision, lib.speed.layout(dls.device))
     if compile:
         lib.speed.compile(net.model)
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')

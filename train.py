@@ -97,7 +97,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     tfms = lib.augment.recipe(config['mean'], config['std'])
     dls = lib.data.of_rows(held_out, tfms, 4 * config['batch_size'], workers)
     scored_in = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
-    net = lib.model.Probability(learn.model, dls.valid.bs, scored_in)
+    net = lib.model.Probability(learn.model, dls.valid.bs, scored_in, lib.speed.layout(device))
     pred, _ = lib.tta.predictor(dls, net, label='score').get_preds()
     pred = lib.tta.checked(pred, str(folder))
     about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}

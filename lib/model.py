@@ -120,17 +120,23 @@ def load(arch: str, size: int, path: Path) -> nn.Module:
 class Probability(nn.Module):
     """A model made ready to predict with: (B, 3, H, W) float32 to (B, 1) probabilities.
 
-    Memory is channels-last; weights and arithmetic are in `precision`, 'fp32', 'bf16' or 'fp16',
-    but for the last layer, in which half precision would make ties. A batch smaller than
+    Weights and arithmetic are in `precision`, 'fp32', 'bf16' or 'fp16', but for the last layer, in
+    which half precision would make ties; memory is in `layout`. A batch smaller than
     `batch_size` is filled up, so that all have one shape: a compiled model would be compiled anew.
     The model is changed in place and is not to be trained again.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, precision: str = 'fp32'):
+    def __init__(
+        self,
+        model: nn.Module,
+        batch_size: int,
+        precision: str = 'fp32',
+        layout: torch.memory_format = torch.channels_last,
+    ):
         super().__init__()
         dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-        self.batch_size, self.dtype = batch_size, dtypes[precision]
-        self.model = model.eval().to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.batch_size, self.dtype, self.layout = batch_size, dtypes[precision], layout
+        self.model = model.eval().to(dtype=self.dtype, memory_format=layout)
         for head in heads(model):
             head.float().register_forward_pre_hook(lambda layer, inputs: inputs[0].float())
 
@@ -138,7 +144,7 @@ class Probability(nn.Module):
         n, x = len(x), x.to(self.dtype)
         if n < self.batch_size:
             x = torch.cat([x, x.new_zeros(self.batch_size - n, *x.shape[1:])])
-        return self.model(x.contiguous(memory_format=torch.channels_last))[:n].sigmoid()
+        return self.model(x.contiguous(memory_format=self.layout))[:n].sigmoid()
 
 
 def heads(model: nn.Module) -> tuple[nn.Module, ...]:
