@@ -37,9 +37,8 @@ def learner(
 
     `precision`: fp32, bf16 or fp16. `accumulate`: batches that share a step.
     """
+    speed.ready_memory(dls.device)
     device = dls.device.type
-    if device == 'cpu':
-        speed.keep_memory()
     bf16 = MixedPrecision(amp_mode=AMPMode.BF16) if device == 'cuda' else CPUMixed()
     half = {'bf16': [bf16], 'fp16': [MixedPrecision(amp_mode=AMPMode.FP16)], 'fp32': []}
     learn = Learner(

@@ -1,6 +1,7 @@
 """What makes a device fast: precision, memory, compilation. Without it, speed alone is lost."""
 
 import ctypes
+import gc
 import os
 import shutil
 import sys
@@ -56,14 +57,19 @@ def _checked(precision: str, known: list[str], best: str, device: torch.device) 
     return best if precision == 'auto' else precision
 
 
-def keep_memory() -> None:
-    """Have glibc keep what is freed, up to 2 GB, for the next step.
+def ready_memory(device: torch.device) -> None:
+    """Beside a GPU, free what an earlier model held; on the CPU, have glibc keep what is freed.
 
-    By default it hands large tensors back to the system after each use, and the page faults of
-    having them again take a third of a training step on the CPU.
+    A Learner and its callbacks refer to each other, so that a fold's weights, gradients and moments
+    (half a GB of B5) outlive it until Python looks for such circles. glibc hands large tensors back
+    to the system after each use; the page faults of having them again take a third of a training
+    step on the CPU, so that up to 2 GB are kept for the next one.
     """
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None) if sys.platform == 'linux' else None
-    if mallopt is not None:
+    if device.type != 'cpu':
+        gc.collect()
+        torch.cuda.empty_cache()
+    elif sys.platform == 'linux':
+        mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *option: None)
         m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3  # malloc.h
         mallopt(m_mmap_threshold, 32 << 20)  # the most it takes
         mallopt(m_trim_threshold, (2 << 30) - 1)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from lib.callbacks import NO_BAR, seed_all
 from lib.cli import Stop
-from lib.speed import keep_memory
+from lib.speed import ready_memory
 
 
 class SeedBatch(Transform):
@@ -80,8 +80,7 @@ def predictor(
 
     `model`: a model.Probability. `seed_batch` decides what the passes of tta draw.
     """
-    if dls.device.type == 'cpu':
-        keep_memory()
+    ready_memory(dls.device)
     seed_batch = seed_batch or SeedBatch([0])
     dls.valid.after_batch.add(seed_batch)
     # this loss is never used, and has no activation, of which fastai would make a second sigmoid
