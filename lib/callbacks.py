@@ -56,12 +56,8 @@ class Accumulate(Callback):
 
     def before_batch(self) -> None:
         """Have a launcher's processes average their gradients in a group's last batch alone."""
+        self.is_last = (self.iter + 1) % self.n == 0 or self.iter + 1 == self.n_iter
         self.model.require_backward_grad_sync = self.is_last  # as torch's no_sync does
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the batch ends its group."""
-        return (self.iter + 1) % self.n == 0 or self.iter + 1 == self.n_iter
 
     def after_loss(self) -> None:
         """Make the batch's gradient a sum over its images."""
@@ -172,17 +168,21 @@ class History(Callback):
 
 
 class Resume(Callback):
-    """Save all that the next epoch needs at each epoch's end, and go on after the last one saved.
+    """Save all that the next epoch needs at an epoch's end, and go on after the last one saved.
 
-    No random state is saved: SeedEpoch sets all of it from (seed, fold, epoch). The optimizer's
+    It saves after the first epoch, after the last, and where the time since the last save exceeds
+    `rest` times what that took: a save of B5 takes a good part of a fast card's epoch. No random
+    state is saved: SeedEpoch sets all of it from (seed, fold, epoch). The optimizer's
     hyperparameters are not either: fit sets them. The rows of `history` are saved too.
     """
 
     order = 65  # after History has the epoch's row, before any Callback that need not be skipped
+    rest = 20
 
     def __init__(self, path: Path, fold: int, history: History):
         self.path, self.fold, self.history = path, fold, history
         self.resumed = self.done = 0  # epochs
+        self.saved_at = self.seconds = 0.0  # of the last save: when it ended, and what it took
 
     def before_fit(self) -> None:
         """Put back what is saved. Raises: Stop where it is broken, or of another model or fold."""
@@ -222,8 +222,10 @@ class Resume(Callback):
             raise CancelEpochException
 
     def after_epoch(self) -> None:
-        """Save, in the first process where there are several."""
-        if self.epoch < self.resumed:
+        """Save, if it is time; in the first process where there are several."""
+        start = time.perf_counter()
+        is_time = start - self.saved_at > self.rest * self.seconds or self.epoch + 1 == self.n_epoch
+        if self.epoch < self.resumed or ranks.following or not is_time:
             return
         smooth = self.recorder.smooth_loss
         state = {  # tensors and Python's own types alone: all that weights_only reads
@@ -238,6 +240,7 @@ class Resume(Callback):
         torch.save(state, buffer)
         with files.atomic(self.path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
+        self.saved_at, self.seconds = time.perf_counter(), time.perf_counter() - start
         self._keep(self.epoch + 1)
 
     def _keep(self, done: int) -> None:
