@@ -19,7 +19,8 @@ class Augment(Transform):
         self.modules, self.order = nn.Sequential(*modules), order
 
     def encodes(self, x: TensorImage) -> TensorImage:
-        return self.modules(x.as_subclass(torch.Tensor))
+        plain = x.as_subclass(torch.Tensor)  # asking for the type is half of kornia's Python time
+        return self.modules(plain).as_subclass(TensorImage)
 
 
 class ChannelsLast(Transform):

@@ -57,15 +57,18 @@ def of_fold(
 def of_rows(
     rows: pd.DataFrame, batch_tfms: list[Transform], batch_size: int, workers: int | None = None
 ) -> DataLoaders:
-    """The images `rows.cached` once and in their order; fastai's tta turns augmentation on."""
-    batch_size = min(batch_size, len(rows))
-    dl = loader(rows.cached, [0] * len(rows), batch_tfms, batch_size, False, workers)
+    """The images `rows.cached` once and in their order; fastai's tta turns augmentation on.
+
+    They have no target: fastai would wait for the device once more a batch to fetch it back, and
+    again for its loss.
+    """
+    dl = loader(rows.cached, None, batch_tfms, min(batch_size, len(rows)), False, workers)
     return DataLoaders(dl, dl)
 
 
 def loader(
     paths: Sequence[Path],
-    targets: Sequence[float],
+    targets: Sequence[float] | None,
     batch_tfms: list[Transform],
     batch_size: int,
     train: bool = False,
@@ -73,7 +76,8 @@ def loader(
 ) -> TfmdDL:
     """Batches of ((B, 3, H, W) float, (B,) float 0/1), in order, or shuffled for training.
 
-    With `train` the transforms of split_idx 0 are on. No batch is dropped: the last may be small.
+    Without `targets` they are of images alone. With `train` the transforms of split_idx 0 are on.
+    No batch is dropped: the last may be small.
     `workers`: processes that read images; None is one a core beside a GPU, at most 8, the cores
     being shared by the processes of a launcher, and none on the CPU, where they would only compete
     with the model. Raises: Stop where it cannot have any.
@@ -84,7 +88,7 @@ def loader(
         workers = of_one if forks and device().type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')
-    paths, targets = list(map(str, paths)), torch.tensor(list(map(float, targets)))
+    paths = list(map(str, paths))
 
     def image(row: int) -> PILImage:
         try:
@@ -99,8 +103,11 @@ def loader(
     def target(row: int) -> torch.Tensor:
         return targets[row]
 
+    if targets is not None:
+        targets = torch.tensor(list(map(float, targets)))
+    parts = [image] if targets is None else [image, target]
     return TfmdDL(
-        Datasets(range(len(paths)), [image, target], split_idx=0 if train else 1),
+        Datasets(range(len(paths)), parts, split_idx=0 if train else 1),
         bs=batch_size,
         shuffle=train,
         num_workers=workers,

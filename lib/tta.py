@@ -12,6 +12,7 @@ from fastai.vision.all import (
     ProgressCallback,
     TensorImage,
     Transform,
+    noop,
 )  # fmt: skip
 from torch import nn
 from tqdm import tqdm
@@ -83,9 +84,8 @@ def predictor(
     ready_memory(dls.device)
     seed_batch = seed_batch or SeedBatch([0])
     dls.valid.after_batch.add(seed_batch)
-    # this loss is never used, and has no activation, of which fastai would make a second sigmoid
-    loss = lambda pred, target: pred.mean()  # noqa: E731
-    learn = Learner(dls, model, loss_func=loss, cbs=Passes(seed_batch, n_tta + 1, label))
+    # noop is never called, and has no activation, of which fastai would make a second sigmoid
+    learn = Learner(dls, model, loss_func=noop, cbs=Passes(seed_batch, n_tta + 1, label))
     learn.remove_cb(ProgressCallback)  # thousands of characters in a log file
     return learn
 
