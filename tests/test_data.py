@@ -54,7 +54,7 @@ def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
 def test_rows_to_predict_come_once_in_their_order_and_the_last_batch_may_be_small(noise, workers):
     rows = noise.iloc[[9, 3, 30, 4, 5, 11, 2]]
     dls = data.of_rows(rows, recipe(*STATS), 3, workers)
-    batches = [x for x, _ in dls.valid]
+    batches = [x for (x,) in dls.valid]
     assert [len(x) for x in batches] == [3, 3, 1]
     assert torch.allclose(torch.cat(batches), plain(rows, slice(None)), atol=1e-6)
     assert data.of_rows(rows, recipe(*STATS), 99, 0).valid.bs == 7
