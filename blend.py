@@ -15,16 +15,11 @@ def main(
     *,
     home: str = '.',  # folder of the runs, and of folds.csv where there is one
     only: str | None = None,  # names of runs, with commas between, instead of all
-    # mean; rank (mean of the ranks within each run); greedy (weights by hill climbing on the
-    # out-of-fold AUC); stack (penalised logistic regression on logits)
-    how: str = 'mean',
+    how: str = 'mean',  # mean, rank (mean of ranks), greedy (hill climbing) or stack (logistic)
     mix: str | None = None,  # weights by hand instead, as a=.5,b=.5, of the runs that it names
     name: str | None = None,  # keep the blend as HOME/runs/NAME, so that it can be blended again
-    # platt: fit the probabilities to the out-of-fold predictions, instead of moving them to the
-    # rate of melanomas
-    calibrate: str | None = None,
-    # the rate of melanomas that probabilities are for; by default that of the competition's images
-    prior: float | None = None,
+    calibrate: str | None = None,  # platt: fit prob to the out-of-fold predictions, across folds
+    prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
@@ -35,7 +30,7 @@ def main(
     home = Path(home)
     kept = lib.files.run_folder(home, name) if name is not None else None
     by_hand = lib.blending.parse_mix(mix) if mix is not None else None
-    folders = lib.files.predicted(home, ','.join(by_hand) if by_hand else only)
+    folders = lib.predictions.choose_folders(home, ','.join(by_hand) if by_hand else only)
     names = [folder.name for folder in folders]
     blend = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if kept:
@@ -46,8 +41,7 @@ def main(
     # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
     oofs = lib.predictions.read_oofs(folders, labelled)
     tests = lib.predictions.read_tests(folders, test)
-    if how != 'rank':
-        lib.predictions.check_range(oofs, tests)
+    lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
@@ -67,7 +61,8 @@ def main(
         blend['intercept'] = weights[-1]
 
     if oof is None:
-        print('no out-of-fold score, since not all of these runs have an oof.csv')
+        so = '' if prior is None else '; --prior has no effect'
+        print(f'no out-of-fold score and no prob, since not all of these runs have an oof.csv{so}')
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
@@ -83,10 +78,9 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     if oofs.n_not_shared:
         print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
     summary = lib.summary.summarize(oof)
-    unit = f'{oof.group.nunique()} {summary["resampling_unit"]}'
     scores = {'runs': lib.blending.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
-    print(f'out-of-fold AUC [95 % interval over {unit}]')
+    print(f'out-of-fold AUC [95 % interval over {summary["resampling_unit"]}]')
     scores['best_run'] = lib.blending.compare_with_best_run(scores['runs'])
     print(lib.blending.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
@@ -107,11 +101,13 @@ def save(home: Path, kept: Path | None, oof, tests, scores: dict) -> None:
     if kept:
         lib.files.write_json(kept / lib.files.BLEND, scores['blend'])
     lib.files.write_json(home / 'report' / 'scores.json', scores)
+    path, blend = home / 'submission.csv', scores['blend']
     if tests is None:
-        print('there are no test images, so there is nothing to submit')
+        was = '; the submission.csv of an earlier blend is deleted' if path.exists() else ''
+        path.unlink(missing_ok=True)
+        print(f'there are no test images, so there is nothing to submit{was}')
     else:
         lib.files.sweep(home)
-        path, blend = home / 'submission.csv', scores['blend']
         lib.files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
         way = 'mix' if blend['mix'] else blend['how']
         print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')

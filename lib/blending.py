@@ -16,7 +16,7 @@ from lib import score
 from lib.cli import Stop
 from lib.predictions import OofTable
 from lib.score import Difference
-from lib.summary import format_table
+from lib.summary import format_table, shorten
 
 METHODS = ('mean', 'rank', 'greedy', 'stack')
 FITTED = ('greedy', 'stack')  # their weights come from the out-of-fold predictions
@@ -224,9 +224,10 @@ def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | N
 
 def describe_best_run(best: dict[str, Any]) -> str:
     """What `compare_with_best_run` says, as a sentence."""
+    run, difference = shorten(best['run']), Difference(*best['difference'])
     return (
-        f'the blend less the best single run, {best["run"]}: {Difference(*best["difference"])}; '
-        'this is conservative, since the best run is picked by this same AUC'
+        f'the blend less the best single run, {run}: {difference}; this is conservative, since the '
+        'best run is picked by this same AUC'
     )
 
 
@@ -236,15 +237,15 @@ def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) ->
     def digits(value: float | None) -> str:
         return '-' if value is None else f'{value:.4f}'
 
-    rows = {
-        name: {
+    rows = [
+        {
             'weight': f'{run["weight"]:.3f}',
             'AUC': str(run['auc']),
             'less the blend': str(run['difference']) if len(runs) > 1 else '-',
             'agreement': digits(run['correlation']),
             'without it': digits(run['without']),
         }
-        for name, run in runs.items()
-    }
-    table = format_table(pd.DataFrame.from_dict(rows, orient='index'))
+        for run in runs.values()
+    ]
+    table = format_table(pd.DataFrame(rows, index=[shorten(name) for name in runs]))
     return f'{table}\n{describe_best_run(best)}' if best else table

@@ -22,6 +22,16 @@ def read_folds(path: Path) -> tuple[pd.DataFrame | None, pd.DataFrame | None, st
     return labelled, table[table.split == 'test'], files.sha256(path)
 
 
+def choose_folders(home: Path, only: str | None) -> list[Path]:
+    """The folders of the runs to blend: those that `only` names, with commas between, or all.
+
+    Raises: Stop where there is none of these, or a name is empty.
+    """
+    if only is not None and not all(name.strip() for name in only.split(',')):
+        raise Stop(f'--only {only!r} holds an empty name; write names with single commas between')
+    return files.predicted(home, only)
+
+
 def check_provenance(
     folders: Sequence[Path], labelled: pd.DataFrame | None, folds_sha256: str | None
 ) -> None:
@@ -192,8 +202,10 @@ def read_tests(folders: Sequence[Path], test: pd.DataFrame | None) -> pd.DataFra
     return pd.DataFrame(columns, index=names)
 
 
-def check_range(oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
-    """Raises: Stop that lists all files with predictions outside of 0..1, which only ranks bear."""
+def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
+    """Raises: Stop that lists all files with predictions outside of 0..1, unless `how` is rank."""
+    if how == 'rank':  # it asks for their order alone
+        return
     tables = {} if oofs is None else {'oof.csv': pd.DataFrame(oofs.preds, columns=oofs.names)}
     tables |= {} if tests is None else {'test.csv': tests}
     outside = []

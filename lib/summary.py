@@ -66,10 +66,11 @@ def _measure_folds(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
 
 
 def resampling_unit(oof: pd.DataFrame) -> str:
-    """What the intervals of `oof` (group) resample, in words."""
-    if oof.group.nunique() == len(oof) > 1:
-        return 'images (no patient with several is known; else the interval is too narrow)'
-    return 'patients or lesions'
+    """What the intervals of `oof` (group) resample, and how many there are, in words."""
+    n = oof.group.nunique()
+    if n == len(oof) > 1:
+        return f'{n:,} images (no patient with several is known; else the interval is too narrow)'
+    return f'{n:,} patients or lesions'
 
 
 def measure_sources(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
@@ -142,6 +143,13 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
     column |= {label: pooled[name] for name, label in MEASURES.items() if name in pooled}
     column.pop(MEASURES['auc'], None)  # it stands first, as pooled
     return {label: str(figure) for label, figure in column.items()}
+
+
+def shorten(name: str, most: int = 28) -> str:
+    """A run's name on one line and no longer than `most` characters: its start and its end."""
+    name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
+    half = (most - 1) // 2
+    return name if len(name) <= most else f'{name[:half]}…{name[-half:]}'
 
 
 def format_table(table: pd.DataFrame) -> str:

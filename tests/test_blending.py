@@ -350,6 +350,39 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
     assert not (tmp_path / 'submission.csv').exists() and 'nothing to submit' in out
 
 
+def test_what_has_no_effect_is_said_and_no_old_submission_is_left(ok, tmp_path):
+    for run in 'ab':
+        (tmp_path / 'runs' / run).mkdir(parents=True)
+        write(tmp_path / 'runs' / run, 'test.csv')
+    assert '--prior has no effect' in ok('blend.py', '--home', tmp_path, '--prior', 0.02)
+    assert '--prior' not in ok('blend.py', '--home', tmp_path)
+    assert (tmp_path / 'submission.csv').exists()
+    for run in 'ab':
+        (tmp_path / 'runs' / run / 'test.csv').unlink()
+        write(tmp_path / 'runs' / run)
+    out = ok('blend.py', '--home', tmp_path)
+    assert 'nothing to submit; the submission.csv of an earlier blend is deleted' in out
+    assert not (tmp_path / 'submission.csv').exists()
+    assert 'deleted' not in ok('blend.py', '--home', tmp_path)
+
+
+def test_names_of_any_kind_leave_table_and_report_usable(ok, tmp_path, recwarn):
+    names = ['a, b', '黑色素瘤', 'x' * 100 + 'y' * 100, 'x' * 100 + 'z' * 100, 'two\nlines']
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({'image_name': range(60), 'target': [0, 0, 1] * 20})
+    for name in names:
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        write(tmp_path / 'runs' / name, rows=rows, pred=rng.random(60))
+    out = ok('blend.py', '--home', tmp_path)
+    table = out[out.index('weight') :].split('\nAUC, pooled')[0].splitlines()
+    assert len(table) == 1 + len(names) + 2  # header, a line a run, best run, header of the next
+    assert max(map(len, table[:-2])) < 120 and 'xy' not in out
+    assert len({line.split()[0] for line in table[1:6]}) == 5  # all told apart
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    assert '黑色素瘤' in page.split('<svg')[-1]  # as text, not as boxes
+    assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+
+
 def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_path):
     for flags, says in (
         (['--how', 'best'], 'mean, rank, greedy, stack'),
@@ -359,6 +392,7 @@ def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_p
         (['--mix', 'a=1', '--how', 'rank'], '--mix'),
         (['--name', '../x'], '--name'),
         (['--only', 'absent'], 'absent'),
+        (['--only', 'a,'], 'empty name'),
     ):
         done = script('blend.py', '--home', tmp_path, *flags)
         assert done.returncode in (1, 2) and says in done.stderr and not done.stdout
