@@ -45,6 +45,9 @@ def main(
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
+    hashes = {folder.name: lib.predictions.hash_predictions(folder) for folder in folders}
+    blend['predictions_sha256'] = hashes
+
     # a blend is a weighted sum over the runs: of their predictions, their ranks or their logits
     weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
     oof, scores = None, {'blend': blend}

@@ -1,5 +1,6 @@
 """Predictions in files, ours or anybody's: read, checked, and put side by side."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,8 @@ def choose_folders(home: Path, only: str | None) -> list[Path]:
 def check_provenance(
     folders: Sequence[Path], labelled: pd.DataFrame | None, folds_sha256: str | None
 ) -> None:
-    """Print how many TTA passes the predictions of our runs are the mean of.
+    """Print how many TTA passes the predictions of our runs are the mean of, and which kept blends
+    are older than the predictions of their runs.
 
     Raises: Stop where a run's predictions are not of its weights, or of another folds.csv.
     """
@@ -45,6 +47,34 @@ def check_provenance(
             n_tta = files.inferred(folder, sorted(labelled.fold.unique().tolist()))
             print(f'{folder}: mean of {n_tta} TTA passes')
         files.check_kept(folder, folds_sha256)
+        if changed := _changed_runs(folder):
+            print(
+                f'warning: {folder} was blended before the predictions of {", ".join(changed)} '
+                f'changed; the same blend.py --name {folder.name} makes it anew'
+            )
+
+
+def hash_predictions(folder: Path) -> dict[str, str]:
+    """The SHA-256 of what a run predicts, by file: of its names and `pred` as text, not of `prob`,
+    which follows from them."""
+    hashes = {}
+    for path in (folder / 'oof.csv', folder / 'test.csv'):
+        if path.exists():
+            table = read_csv(path, ['image_name'])
+            text = table.filter(['image_name', 'pred' if 'pred' in table else 'target']).to_csv()
+            hashes[path.name] = hashlib.sha256(text.encode()).hexdigest()
+    return hashes
+
+
+def _changed_runs(kept: Path) -> list[str]:
+    """The runs of a kept blend that predict something else since; none where it has no hashes."""
+    blend = files.read_json(kept / files.BLEND) if (kept / files.BLEND).exists() else {}
+    runs = {name: kept.parent / name for name in blend.get('predictions_sha256', {})}
+    return [
+        name
+        for name, run in runs.items()
+        if run.exists() and hash_predictions(run) != blend['predictions_sha256'][name]
+    ]
 
 
 def check_free(folder: Path, blend: dict[str, Any]) -> None:

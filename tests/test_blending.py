@@ -366,6 +366,28 @@ def test_what_has_no_effect_is_said_and_no_old_submission_is_left(ok, tmp_path):
     assert 'deleted' not in ok('blend.py', '--home', tmp_path)
 
 
+def test_a_kept_blend_that_is_older_than_its_runs_predictions_is_named(ok, tmp_path):
+    for run in 'ab':
+        (tmp_path / 'runs' / run).mkdir(parents=True)
+        write(tmp_path / 'runs' / run)
+        write(tmp_path / 'runs' / run, 'test.csv')
+    ok('blend.py', '--home', tmp_path, '--name', 'kept')
+    blend = ['blend.py', '--home', tmp_path, '--only', 'a,kept']
+    assert 'warning' not in ok(*blend)
+    write(tmp_path / 'runs' / 'b', prob=0.1)  # another --prior of infer.py
+    assert 'warning' not in ok(*blend)
+    write(tmp_path / 'runs' / 'b', 'test.csv', pred=[0.2, 0.9, 0.2, 0.7])
+    assert 'kept was blended before the predictions of b changed' in ok(*blend)
+    ok('blend.py', '--home', tmp_path, '--name', 'kept')
+    assert 'warning' not in ok(*blend)
+    path = tmp_path / 'runs' / 'kept' / 'blend.json'
+    old = json.loads(path.read_text())
+    del old['predictions_sha256']  # as blends were kept before
+    path.write_text(json.dumps(old))
+    write(tmp_path / 'runs' / 'b', pred=[0.3, 0.9, 0.2, 0.7])
+    assert 'warning' not in ok(*blend)
+
+
 def test_names_of_any_kind_leave_table_and_report_usable(ok, tmp_path, recwarn):
     names = ['a, b', '黑色素瘤', 'x' * 100 + 'y' * 100, 'x' * 100 + 'z' * 100, 'two\nlines']
     rng = np.random.default_rng(0)
