@@ -30,13 +30,13 @@ def main(
     home = Path(home)
     kept = lib.files.run_folder(home, name) if name is not None else None
     by_hand = lib.blending.parse_mix(mix) if mix is not None else None
-    folders = lib.predictions.choose_folders(home, ','.join(by_hand) if by_hand else only)
+    folders = lib.provenance.choose_folders(home, ','.join(by_hand) if by_hand else only)
     names = [folder.name for folder in folders]
     blend = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if kept:
-        lib.predictions.check_free(kept, blend)
-    labelled, test, blend['folds_sha256'] = lib.predictions.read_folds(home / 'folds.csv')
-    lib.predictions.check_provenance(folders, labelled, blend['folds_sha256'])
+        lib.provenance.check_free(kept, blend)
+    labelled, test, blend['folds_sha256'] = lib.provenance.read_folds(home / 'folds.csv')
+    lib.provenance.check(folders, labelled, blend['folds_sha256'])
 
     # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
     oofs = lib.predictions.read_oofs(folders, labelled)
@@ -45,8 +45,7 @@ def main(
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
 
-    hashes = {folder.name: lib.predictions.hash_predictions(folder) for folder in folders}
-    blend['predictions_sha256'] = hashes
+    blend['predictions_sha256'] = lib.provenance.hash_predictions(folders)
 
     # a blend is a weighted sum over the runs: of their predictions, their ranks or their logits
     weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
@@ -55,7 +54,7 @@ def main(
         weights, fold_weights = lib.blending.fit(how, oofs, weights)
         oof = oofs.rows.assign(pred=lib.blending.blend_by_fold(how, oofs, fold_weights))
     if tests is not None:
-        scores['test_correlations'] = lib.blending.rank_correlations(tests.to_numpy())
+        scores['test_correlations'] = lib.comparison.rank_correlations(tests.to_numpy())
         total = lib.blending.to_scale(how, tests.to_numpy()) @ weights
         pred = lib.blending.from_scale(how, total)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
@@ -81,11 +80,11 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     if oofs.n_not_shared:
         print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
     summary = lib.summary.summarize(oof)
-    scores = {'runs': lib.blending.compare_runs(how, oofs, weights, fold_weights)}
+    scores = {'runs': lib.comparison.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
     print(f'out-of-fold AUC [95 % interval over {summary["resampling_unit"]}]')
-    scores['best_run'] = lib.blending.compare_with_best_run(scores['runs'])
-    print(lib.blending.format_runs(scores['runs'], scores['best_run']))
+    scores['best_run'] = lib.comparison.compare_with_best_run(scores['runs'])
+    print(lib.comparison.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
         total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, calibration, predictions
+from lib import blending, calibration, comparison, predictions
 from lib.cli import Stop
 
 ROWS = pd.DataFrame({'image_name': list('abcd'), 'target': [0, 1, 0, 1], 'fold': [0, 0, 1, 1]})
@@ -179,7 +179,7 @@ def test_the_mean_is_plain():
     np.testing.assert_allclose(oof, runs.preds.mean(1), atol=1e-15)
     np.testing.assert_allclose(blend_test('mean', runs.preds, weights), oof, atol=1e-15)
     assert weights.tolist() == [1 / 3] * 3
-    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
+    compared = comparison.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
     without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
     assert [run['without'] for run in compared.values()] == pytest.approx(without)
 
@@ -272,27 +272,27 @@ def test_weights_by_hand_are_read_and_scaled():
 def test_each_run_is_compared_with_the_blend_and_with_the_others():
     runs = three_runs()
     weights, fold_weights = blending.fit('mean', runs, [1 / 3] * 3)
-    compared = blending.compare_runs('mean', runs, weights, fold_weights)
+    compared = comparison.compare_runs('mean', runs, weights, fold_weights)
     aucs = [auc(runs, p) for p in runs.preds.T]
     assert [run['auc'].value for run in compared.values()] == aucs
     of_blend = auc(runs, blending.blend_by_fold('mean', runs, fold_weights))
     differences = [run['difference'].value for run in compared.values()]
     assert differences == pytest.approx([a - of_blend for a in aucs])  # none is picked as the base
-    best = blending.compare_with_best_run(compared)
+    best = comparison.compare_with_best_run(compared)
     assert best['run'] == 'abc'[np.argmax(aucs)]
     value, low, high, _ = best['difference']
     assert value == pytest.approx(of_blend - max(aucs)) and low < value < high
-    assert 'conservative' in blending.describe_best_run(best)
-    assert blending.compare_with_best_run({'a': compared['a']}) is None
-    rho = blending.rank_correlations(runs.preds)
+    assert 'conservative' in comparison.describe_best_run(best)
+    assert comparison.compare_with_best_run({'a': compared['a']}) is None
+    rho = comparison.rank_correlations(runs.preds)
     assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
-    text = blending.format_runs(compared, best)
+    text = comparison.format_runs(compared, best)
     assert f'{compared["c"]["without"]:.4f}' in text and 'less the blend' in text
 
 
 def test_rank_correlations_are_scipys():
     preds = three_runs().preds
-    rho = blending.rank_correlations(np.column_stack([preds[:, :2], 0 * preds[:, 0]]))
+    rho = comparison.rank_correlations(np.column_stack([preds[:, :2], 0 * preds[:, 0]]))
     assert rho[0, 1] == pytest.approx(spearmanr(preds[:, 0], preds[:, 1]).statistic)
     assert rho[2].tolist() == [0, 0, 1]
 
