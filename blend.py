@@ -38,19 +38,19 @@ def main(
     labelled, test, blend['folds_sha256'] = lib.provenance.read_folds(home / 'folds.csv')
     lib.provenance.check(folders, labelled, blend['folds_sha256'])
 
-    # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
+    # The runs stand side by side, matched by image name: oofs.preds and tests are (images, runs).
     oofs = lib.predictions.read_oofs(folders, labelled)
     tests = lib.predictions.read_tests(folders, test)
     lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
-
     blend['predictions_sha256'] = lib.provenance.hash_predictions(folders)
 
-    # a blend is a weighted sum over the runs: of their predictions, their ranks or their logits
+    # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
     weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
     oof, scores = None, {'blend': blend}
     if oofs is not None:
+        # A fold is blended by weights that were fitted without it, so that its score is honest.
         weights, fold_weights = lib.blending.fit(how, oofs, weights)
         oof = oofs.rows.assign(pred=lib.blending.blend_by_fold(how, oofs, fold_weights))
     if tests is not None:

@@ -14,7 +14,6 @@ from lib import score
 from lib.cli import Stop
 from lib.predictions import OofTable
 
-METHODS = ('mean', 'rank', 'greedy', 'stack')
 FITTED = ('greedy', 'stack')  # their weights come from the out-of-fold predictions
 N_STEPS = 50  # of the hill climb; the best so far is kept
 STACK_C = 0.01  # scikit-learn's inverse of the penalty on the weights of logits

@@ -91,7 +91,7 @@ def read_oofs(folders: Sequence[Path], labelled: pd.DataFrame | None) -> OofTabl
 
     `labelled`: the labelled rows of folds.csv, whose group, source and fold are then taken.
     Without it they are those of the first run that knows them, and the patient or the image
-    stands in for the group. Folds that nobody names, or that part a group, are assigned anew. A
+    stands in for the group. Folds that nobody names, or that split a group, are assigned anew. A
     run that was trained here must hold just these rows; others' may hold fewer or more images.
 
     Raises: Stop where the runs share no image, or differ on a target.

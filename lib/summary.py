@@ -114,11 +114,11 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
     summary = next(iter(summaries.values()))
     counted = {'AUC, pooled': summary['pooled']}
-    counted |= {f'  within {source}': part for source, part in summary.get('sources', {}).items()}
+    counted |= {f'  within {source}': rows for source, rows in summary.get('sources', {}).items()}
     for count in ('images', 'melanomas'):
-        table[count] = pd.Series({label: str(part[count]) for label, part in counted.items()})
+        table[count] = pd.Series({label: str(rows[count]) for label, rows in counted.items()})
     notes = [
-        f'{label.strip()}: {part["note"]}' for label, part in counted.items() if 'note' in part
+        f'{label.strip()}: {rows["note"]}' for label, rows in counted.items() if 'note' in rows
     ]
     if summary['pooled']['melanomas'] < FEW:
         notes.append(FEW_NOTE)
