@@ -15,16 +15,11 @@ def main(
     *,
     home: str = '.',  # folder of the runs, and of folds.csv where there is one
     only: str | None = None,  # names of runs, with commas between, instead of all
-    # mean; rank (mean of the ranks within each run); greedy (weights by hill climbing on the
-    # out-of-fold AUC); stack (penalised logistic regression on logits)
-    how: str = 'mean',
+    how: str = 'mean',  # mean, rank (mean of ranks), greedy (hill climbing) or stack (logistic)
     mix: str | None = None,  # weights by hand instead, as a=.5,b=.5, of the runs that it names
     name: str | None = None,  # keep the blend as HOME/runs/NAME, so that it can be blended again
-    # platt: fit the probabilities to the out-of-fold predictions, instead of moving them to the
-    # rate of melanomas
-    calibrate: str | None = None,
-    # the rate of melanomas that probabilities are for; by default that of the competition's images
-    prior: float | None = None,
+    calibrate: str | None = None,  # platt: fit prob to the out-of-fold predictions, across folds
+    prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
@@ -39,25 +34,27 @@ def main(
     names = [run.name for run in runs]
     blend = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if kept:
-        lib.predictions.check_free(kept, blend)
+        lib.provenance.check_free(kept, blend)
     table, labelled, test = lib.tables.read_split(home / 'folds.csv')  # None where it is not there
-    blend |= lib.predictions.check_provenance(runs, table, home / 'folds.csv')
+    blend |= lib.provenance.check(runs, table, home / 'folds.csv')
 
-    # the runs side by side, matched by image name: oofs.preds and tests are (images, runs)
+    # The runs stand side by side, matched by image name: oofs.preds and tests are (images, runs).
     oofs = lib.predictions.read_oofs(runs, labelled)
     tests = lib.predictions.read_tests(runs, test)
     lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
+    blend['predictions_sha256'] = lib.provenance.hash_predictions(runs)
 
-    # a blend is a weighted sum over the runs: of their predictions, their ranks or their logits
+    # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
     weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
     oof, scores = None, {'blend': blend}
     if oofs is not None:
+        # A fold is blended by weights that were fitted without it, so that its score is honest.
         weights, fold_weights = lib.blending.fit(how, oofs, weights)
         oof = oofs.rows.assign(pred=lib.blending.blend_by_fold(how, oofs, fold_weights))
     if tests is not None:
-        scores['test_correlations'] = lib.blending.rank_correlations(tests.to_numpy())
+        scores['test_correlations'] = lib.comparison.rank_correlations(tests.to_numpy())
         total = lib.blending.to_scale(how, tests.to_numpy()) @ weights
         pred = lib.blending.from_scale(how, total)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
@@ -66,7 +63,8 @@ def main(
         blend['intercept'] = weights[-1]
 
     if oof is None:
-        print('no out-of-fold score, since not all of these runs have an oof.csv')
+        so = '' if prior is None else '; --prior has no effect'
+        print(f'no out-of-fold score and no prob, since not all of these runs have an oof.csv{so}')
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
@@ -83,12 +81,11 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     if oofs.n_not_shared:
         print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
     summary = lib.summary.summarize(oof)
-    unit = f'{oof.group.nunique()} {summary["resampling_unit"]}'
-    scores = {'runs': lib.blending.compare_runs(how, oofs, weights, fold_weights)}
+    scores = {'runs': lib.comparison.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
-    print(f'out-of-fold AUC [95 % interval over {unit}]')
-    scores['best_run'] = lib.blending.compare_with_best_run(scores['runs'])
-    print(lib.blending.format_runs(scores['runs'], scores['best_run']))
+    print(f'out-of-fold AUC [95 % interval over {summary["resampling_unit"]}]')
+    scores['best_run'] = lib.comparison.compare_with_best_run(scores['runs'])
+    print(lib.comparison.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
         total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights
@@ -106,10 +103,12 @@ def save(home: Path, kept, oof, tests, scores: dict) -> None:
     if kept:
         lib.files.write_json(kept.folder / lib.runs.BLEND, scores['blend'])
     lib.files.write_json(home / 'report' / 'scores.json', scores)
+    path, blend = home / 'submission.csv', scores['blend']
     if tests is None:
-        print('there are no test images, so there is nothing to submit')
+        was = '; the submission.csv of an earlier blend is deleted' if path.exists() else ''
+        path.unlink(missing_ok=True)
+        print(f'there are no test images, so there is nothing to submit{was}')
     else:
-        path, blend = home / 'submission.csv', scores['blend']
         lib.files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
         way = 'mix' if blend['mix'] else blend['how']
         print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')

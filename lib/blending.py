@@ -1,24 +1,19 @@
-"""Predictions of several runs to one, and how much each run is worth in it.
+"""Predictions of several runs to one.
 
 Every blend is a weighted sum over the runs: of their predictions, of their ranks, or of their
 logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from lib import score
 from lib.cli import Stop
 from lib.predictions import OofTable
-from lib.score import Difference
-from lib.summary import format_table
 
-METHODS = ('mean', 'rank', 'greedy', 'stack')
 FITTED = ('greedy', 'stack')  # their weights come from the out-of-fold predictions
 N_STEPS = 50  # of the hill climb; the best so far is kept
 STACK_C = 0.01  # scikit-learn's inverse of the penalty on the weights of logits
@@ -149,102 +144,3 @@ def parse_mix(text: str) -> dict[str, float]:
         raise Stop('the weights of --mix are all 0')
     exact = abs(total - 1) < 1e-9  # as typed, not moved by the last bit
     return {name: weight if exact else weight / total for name, weight in weights.items()}
-
-
-def rank_correlations(preds: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each two columns of `preds` (n, k): (k, k).
-
-    A constant column agrees with nothing: 0.
-    """
-    if len(preds) < 2:
-        return np.eye(preds.shape[1])
-    ranks = pd.DataFrame(preds).rank()
-    with np.errstate(invalid='ignore', divide='ignore'):
-        rho = np.nan_to_num(np.atleast_2d(np.corrcoef(ranks, rowvar=False)))
-    np.fill_diagonal(rho, 1)
-    return rho
-
-
-def compare_runs(
-    how: str,
-    oofs: OofTable,
-    weights: Sequence[float],
-    fold_weights: dict[int, Sequence[float]],
-) -> dict[str, dict[str, Any]]:
-    """What each run is worth: by its name, its `auc` with interval, its AUC less the blend's
-    (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
-    blend's AUC `without` it.
-
-    The base is the blend and not the best run: a run that is picked by its AUC and then compared
-    by it seems better than it is.
-    """
-    target, k = oofs.rows.target.to_numpy(), len(oofs.names)
-    preds = [*oofs.preds.T, blend_by_fold(how, oofs, fold_weights)]
-    aucs, differences = score.compare_paired(target, preds, k, oofs.rows.group)
-    rho = rank_correlations(oofs.preds)
-
-    def auc_without(run: int) -> float | None:
-        """The others keep their weights. None where nothing is left, or there is one class only."""
-        rest = {fold: np.array(w) for fold, w in fold_weights.items()}
-        for w in rest.values():
-            w[run] = 0
-            if w[:k].sum() <= 0 or len(np.unique(target)) < 2:
-                return None
-            if how != 'stack':
-                w /= w.sum()
-        return score.auc(target, blend_by_fold(how, oofs, rest))
-
-    return {
-        name: {
-            'auc': aucs[i],
-            'difference': differences[i],
-            'weight': weights[i],
-            'correlation': (rho[i].sum() - 1) / (k - 1) if k > 1 else None,
-            'correlations': rho[i],
-            'without': auc_without(i) if k > 1 else None,
-        }
-        for i, name in enumerate(oofs.names)
-    }
-
-
-def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The blend's AUC less that of the best single `run` of `compare_runs`: its `difference`.
-
-    It is conservative, since the run is picked by the AUC that it is compared by. None where there
-    is one run only, or one class.
-    """
-    if len(runs) < 2 or any(run['auc'].value is None for run in runs.values()):
-        return None
-    name = max(runs, key=lambda name: runs[name]['auc'].value)
-    value, low, high, p = runs[name]['difference']
-    if low is None:
-        return {'run': name, 'difference': Difference(-value)}
-    return {'run': name, 'difference': Difference(-value, -high, -low, p)}
-
-
-def describe_best_run(best: dict[str, Any]) -> str:
-    """What `compare_with_best_run` says, as a sentence."""
-    return (
-        f'the blend less the best single run, {best["run"]}: {Difference(*best["difference"])}; '
-        'this is conservative, since the best run is picked by this same AUC'
-    )
-
-
-def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
-    """Text: a row a run of `compare_runs`, and the sentence of `compare_with_best_run`."""
-
-    def digits(value: float | None) -> str:
-        return '-' if value is None else f'{value:.4f}'
-
-    rows = {
-        name: {
-            'weight': f'{run["weight"]:.3f}',
-            'AUC': str(run['auc']),
-            'less the blend': str(run['difference']) if len(runs) > 1 else '-',
-            'agreement': digits(run['correlation']),
-            'without it': digits(run['without']),
-        }
-        for name, run in runs.items()
-    }
-    table = format_table(pd.DataFrame.from_dict(rows, orient='index'))
-    return f'{table}\n{describe_best_run(best)}' if best else table

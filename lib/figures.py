@@ -2,6 +2,7 @@
 
 import io
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 
 from lib.pictures import BLUE, RED
 from lib.score import resample
-from lib.summary import MIN_CLASS
+from lib.summary import MIN_CLASS, shorten
 
 INK = '#010203'  # becomes the page's own colour of text, light or dark
 N_BAND_DRAWS = 200
@@ -29,6 +30,7 @@ STYLE = {
     'axes.spines.right': False,
     'font.size': 11,
     'svg.hashsalt': 'report',  # the same page from the same files
+    'svg.fonttype': 'none',  # text stays text: the browser has fonts for names that ours lack
     'text.parse_math': False,  # a run's name may hold a $
 }
 
@@ -37,7 +39,8 @@ def to_svg(
     title: str, draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, note: str = ''
 ) -> dict[str, str]:
     """What `draw(axes)` draws, as `svg`, with its `title`, a `note`, and its width in `points`."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # as of Chinese names
         figure = Figure(figsize=size, layout='constrained')
         draw(figure.add_subplot())
         text = io.StringIO()
@@ -187,14 +190,10 @@ def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
             colour = '#ffffff' if rho[i, j] > 0.6 else '#102030'
             axes.text(j, i, f'{rho[i, j]:.2f}', ha='center', va='center', color=colour, fontsize=9)
         axes.set_xticks(range(k), [str(i + 1) for i in range(k)])
-        axes.set_yticks(range(k), [f'{_shorten(name)}  {i + 1}' for i, name in enumerate(names)])
+        axes.set_yticks(range(k), [f'{shorten(name)}  {i + 1}' for i, name in enumerate(names)])
 
     side = 1.6 + 0.42 * k
     return to_svg('Rank correlation of the runs', draw, (side + 2, side))
-
-
-def _shorten(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else name[: most - 1] + '…'
 
 
 def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
@@ -209,7 +208,7 @@ def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     def draw(axes: Axes, column: str) -> None:
         for i, (name, folds) in enumerate(histories.items()):
             for k, history in enumerate(folds):
-                label = _shorten(name) if k == 0 else None
+                label = shorten(name) if k == 0 else None
                 style = {'color': colours[i % 10], 'linewidth': 1.2, 'label': label}
                 axes.plot(history.epoch, history[column], **style)
         axes.set(xlabel='epoch')

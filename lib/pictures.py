@@ -25,7 +25,7 @@ def draw_range_test(
     axes.plot(lrs, losses, color=BLUE)
     for rate, name, style in ((lr_min, 'lr_min', ':'), (lr_max, 'lr_max', '--')):
         axes.axvline(rate, color=RED, linestyle=style, label=f'--{name} {rate:.1e}')
-    # the explosion at the end would flatten what is to be seen
+    # the divergence at the end would flatten the rest of the curve
     low, high = losses.min(), losses[: max(2, len(losses) // 4)].max()
     axes.set_ylim(low - 0.3 * (high - low), high + 1.5 * (high - low))
     axes.set(xscale='log', xlabel='learning rate', ylabel='smoothed loss', title='LR range test')

@@ -3,52 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib import files, parts, splits, tables
+from lib import files, splits
 from lib.cli import Stop
 from lib.runs import Run
 from lib.tables import OOF_COLUMNS, read_csv
-
-
-def check_provenance(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
-    """Print how many TTA passes the predictions of our runs are the mean of.
-
-    `table`: all of folds.csv, which lies at `path`; None without it. Returns: its fingerprint.
-    Raises: Stop where a run's predictions are not of its weights, or of another folds.csv.
-    """
-    fingerprint = tables.fingerprint(path) if table is not None else {}
-    for run in runs:
-        # others' predictions, or ours far from where they were made, have nothing to be checked by
-        if table is not None and run.is_trained_here:
-            folds = sorted(table.fold.dropna().astype(int).unique().tolist())
-            run.check_table(fingerprint)
-            if run.unfinished(folds):
-                raise Stop(run.training_note(folds))
-            n_tta = parts.n_tta(parts.of_run(run, table, folds))
-            print(f'{run}: mean of {n_tta} TTA passes')
-        if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
-            raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')
-    return fingerprint
-
-
-def check_free(run: Run, blend: dict[str, Any]) -> None:
-    """Raises: Stop where `blend` cannot be kept in `run`: it is one of its runs, or another's.
-
-    `blend`: what its blend.json will say; the same blend may be made again.
-    """
-    if run.name in blend['runs']:
-        raise Stop(f'--name {run.name} is one of the runs that are blended; choose another')
-    if run.blend:
-        flags = ('how', 'mix', 'runs', 'calibrate', 'prior')
-        if differing := [k for k in flags if run.blend.get(k) != blend[k]]:
-            pairs = ', '.join(f'{k} {run.blend.get(k)!r} (now {blend[k]!r})' for k in differing)
-            raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
-    elif run.folder.exists() and any(run.folder.iterdir()):
-        raise Stop(f'{run} is there already and no blend; choose another --name')
 
 
 def read_oof(path: Path) -> pd.DataFrame:
@@ -130,7 +92,7 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
 
     `labelled`: the labelled rows of folds.csv, whose group, source and fold are then taken.
     Without it they are those of the first run that knows them, and the patient or the image
-    stands in for the group. Folds that nobody names, or that part a group, are assigned anew. A
+    stands in for the group. Folds that nobody names, or that split a group, are assigned anew. A
     run that was trained here must hold just these rows; others' may hold fewer or more images.
 
     Raises: Stop where the runs share no image, or differ on a target.
@@ -198,8 +160,8 @@ def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame |
 
 
 def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
-    """Raises: Stop that lists all files with predictions outside of 0..1, which only ranks bear."""
-    if how == 'rank':
+    """Raises: Stop that lists all files with predictions outside of 0..1, unless `how` is rank."""
+    if how == 'rank':  # it asks for their order alone
         return
     tables = {} if oofs is None else {'oof.csv': pd.DataFrame(oofs.preds, columns=oofs.names)}
     tables |= {} if tests is None else {'test.csv': tests}

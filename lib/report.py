@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import blending, calibration, figures, files, images, prior, score, shortcuts, summary
+from lib import calibration, comparison, figures, files, images, prior, score, shortcuts, summary
 from lib.runs import BLEND
 from lib.tables import read_folds
 
@@ -40,7 +40,7 @@ def write(home: Path) -> str:
         page['figures'] = figures.of_predictions(oof, scores)
         page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(oof))
     best = scores.get('best_run')
-    page['best'] = blending.describe_best_run(best) if best else None
+    page['best'] = comparison.describe_best_run(best) if best else None
     if len(runs) > 1:
         rho = scores.get('test_correlations')
         if 'runs' in scores:

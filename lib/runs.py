@@ -32,6 +32,14 @@ class Run:
     def __str__(self) -> str:
         return str(self.folder)
 
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return self.folder.exists()
+
+    def beside(self, name: str) -> 'Run':
+        """Another run of the same home."""
+        return Run(self.folder.with_name(name))
+
     def fold(self, k: int) -> Path:
         """The folder of all that belongs to fold `k`."""
         return self.folder / f'fold{k}'
@@ -234,6 +242,8 @@ def _named(home: Path, paths: Iterable[Path], only: str | None) -> list[Run]:
     runs = {path.parent.name: Run(path.parent) for path in paths}
     if only is not None:
         names = [name.strip() for name in only.split(',')]
+        if '' in names:
+            raise Stop(f'--only {only!r} holds an empty name; put single commas between names')
         if missing := [name for name in names if name not in runs]:
             have = ', '.join(runs) or 'none'
             raise Stop(f'no run named {", ".join(missing)} under {home / "runs"}; there: {have}')

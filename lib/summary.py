@@ -66,10 +66,11 @@ def _measure_folds(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
 
 
 def resampling_unit(oof: pd.DataFrame) -> str:
-    """What the intervals of `oof` (group) resample, in words."""
-    if oof.group.nunique() == len(oof) > 1:
-        return 'images (no patient with several is known; else the interval is too narrow)'
-    return 'patients or lesions'
+    """What the intervals of `oof` (group) resample, and how many there are, in words."""
+    n = oof.group.nunique()
+    if n == len(oof) > 1:
+        return f'{n:,} images (no patient with several is known; else the interval is too narrow)'
+    return f'{n:,} patients or lesions'
 
 
 def measure_sources(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
@@ -113,11 +114,11 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
     summary = next(iter(summaries.values()))
     counted = {'AUC, pooled': summary['pooled']}
-    counted |= {f'  within {source}': part for source, part in summary.get('sources', {}).items()}
+    counted |= {f'  within {source}': rows for source, rows in summary.get('sources', {}).items()}
     for count in ('images', 'melanomas'):
-        table[count] = pd.Series({label: str(part[count]) for label, part in counted.items()})
+        table[count] = pd.Series({label: str(rows[count]) for label, rows in counted.items()})
     notes = [
-        f'{label.strip()}: {part["note"]}' for label, part in counted.items() if 'note' in part
+        f'{label.strip()}: {rows["note"]}' for label, rows in counted.items() if 'note' in rows
     ]
     if summary['pooled']['melanomas'] < FEW:
         notes.append(FEW_NOTE)
@@ -142,6 +143,13 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
     column |= {label: pooled[name] for name, label in MEASURES.items() if name in pooled}
     column.pop(MEASURES['auc'], None)  # it stands first, as pooled
     return {label: str(figure) for label, figure in column.items()}
+
+
+def shorten(name: str, most: int = 28) -> str:
+    """A run's name on one line and no longer than `most` characters: its start and its end."""
+    name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
+    half = (most - 1) // 2
+    return name if len(name) <= most else f'{name[:half]}…{name[-half:]}'
 
 
 def format_table(table: pd.DataFrame) -> str:

@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, calibration, predictions
+from lib import blending, calibration, comparison, predictions
 from lib.cli import Stop
 from lib.runs import Run
 
@@ -185,7 +185,7 @@ def test_the_mean_is_plain():
     np.testing.assert_allclose(oof, runs.preds.mean(1), atol=1e-15)
     np.testing.assert_allclose(blend_test('mean', runs.preds, weights), oof, atol=1e-15)
     assert weights.tolist() == [1 / 3] * 3
-    compared = blending.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
+    compared = comparison.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
     without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
     assert [run['without'] for run in compared.values()] == pytest.approx(without)
 
@@ -278,27 +278,27 @@ def test_weights_by_hand_are_read_and_scaled():
 def test_each_run_is_compared_with_the_blend_and_with_the_others():
     runs = three_runs()
     weights, fold_weights = blending.fit('mean', runs, [1 / 3] * 3)
-    compared = blending.compare_runs('mean', runs, weights, fold_weights)
+    compared = comparison.compare_runs('mean', runs, weights, fold_weights)
     aucs = [auc(runs, p) for p in runs.preds.T]
     assert [run['auc'].value for run in compared.values()] == aucs
     of_blend = auc(runs, blending.blend_by_fold('mean', runs, fold_weights))
     differences = [run['difference'].value for run in compared.values()]
     assert differences == pytest.approx([a - of_blend for a in aucs])  # none is picked as the base
-    best = blending.compare_with_best_run(compared)
+    best = comparison.compare_with_best_run(compared)
     assert best['run'] == 'abc'[np.argmax(aucs)]
     value, low, high, _ = best['difference']
     assert value == pytest.approx(of_blend - max(aucs)) and low < value < high
-    assert 'conservative' in blending.describe_best_run(best)
-    assert blending.compare_with_best_run({'a': compared['a']}) is None
-    rho = blending.rank_correlations(runs.preds)
+    assert 'conservative' in comparison.describe_best_run(best)
+    assert comparison.compare_with_best_run({'a': compared['a']}) is None
+    rho = comparison.rank_correlations(runs.preds)
     assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
-    text = blending.format_runs(compared, best)
+    text = comparison.format_runs(compared, best)
     assert f'{compared["c"]["without"]:.4f}' in text and 'less the blend' in text
 
 
 def test_rank_correlations_are_scipys():
     preds = three_runs().preds
-    rho = blending.rank_correlations(np.column_stack([preds[:, :2], 0 * preds[:, 0]]))
+    rho = comparison.rank_correlations(np.column_stack([preds[:, :2], 0 * preds[:, 0]]))
     assert rho[0, 1] == pytest.approx(spearmanr(preds[:, 0], preds[:, 1]).statistic)
     assert rho[2].tolist() == [0, 0, 1]
 
@@ -356,6 +356,61 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
     assert not (tmp_path / 'submission.csv').exists() and 'nothing to submit' in out
 
 
+def test_what_has_no_effect_is_said_and_no_old_submission_is_left(ok, tmp_path):
+    for run in 'ab':
+        (tmp_path / 'runs' / run).mkdir(parents=True)
+        write(tmp_path / 'runs' / run, 'test.csv')
+    assert '--prior has no effect' in ok('blend.py', '--home', tmp_path, '--prior', 0.02)
+    assert '--prior' not in ok('blend.py', '--home', tmp_path)
+    assert (tmp_path / 'submission.csv').exists()
+    for run in 'ab':
+        (tmp_path / 'runs' / run / 'test.csv').unlink()
+        write(tmp_path / 'runs' / run)
+    out = ok('blend.py', '--home', tmp_path)
+    assert 'nothing to submit; the submission.csv of an earlier blend is deleted' in out
+    assert not (tmp_path / 'submission.csv').exists()
+    assert 'deleted' not in ok('blend.py', '--home', tmp_path)
+
+
+def test_a_kept_blend_that_is_older_than_its_runs_predictions_is_named(ok, tmp_path):
+    for run in 'ab':
+        (tmp_path / 'runs' / run).mkdir(parents=True)
+        write(tmp_path / 'runs' / run)
+        write(tmp_path / 'runs' / run, 'test.csv')
+    ok('blend.py', '--home', tmp_path, '--name', 'kept')
+    blend = ['blend.py', '--home', tmp_path, '--only', 'a,kept']
+    assert 'warning' not in ok(*blend)
+    write(tmp_path / 'runs' / 'b', prob=0.1)  # another --prior of infer.py
+    assert 'warning' not in ok(*blend)
+    write(tmp_path / 'runs' / 'b', 'test.csv', pred=[0.2, 0.9, 0.2, 0.7])
+    assert 'kept was blended before the predictions of b changed' in ok(*blend)
+    ok('blend.py', '--home', tmp_path, '--name', 'kept')
+    assert 'warning' not in ok(*blend)
+    path = tmp_path / 'runs' / 'kept' / 'blend.json'
+    old = json.loads(path.read_text())
+    del old['predictions_sha256']  # as blends were kept before
+    path.write_text(json.dumps(old))
+    write(tmp_path / 'runs' / 'b', pred=[0.3, 0.9, 0.2, 0.7])
+    assert 'warning' not in ok(*blend)
+
+
+def test_names_of_any_kind_leave_table_and_report_usable(ok, tmp_path, recwarn):
+    names = ['a, b', '黑色素瘤', 'x' * 100 + 'y' * 100, 'x' * 100 + 'z' * 100, 'two\nlines']
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({'image_name': range(60), 'target': [0, 0, 1] * 20})
+    for name in names:
+        (tmp_path / 'runs' / name).mkdir(parents=True)
+        write(tmp_path / 'runs' / name, rows=rows, pred=rng.random(60))
+    out = ok('blend.py', '--home', tmp_path)
+    table = out[out.index('weight') :].split('\nAUC, pooled')[0].splitlines()
+    assert len(table) == 1 + len(names) + 2  # header, a line a run, best run, header of the next
+    assert max(map(len, table[:-2])) < 120 and 'xy' not in out
+    assert len({line.split()[0] for line in table[1:6]}) == 5  # all told apart
+    page = (tmp_path / 'report' / 'index.html').read_text()
+    assert '黑色素瘤' in page.split('<svg')[-1]  # as text, not as boxes
+    assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+
+
 def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_path):
     for flags, says in (
         (['--how', 'best'], 'mean, rank, greedy, stack'),
@@ -365,6 +420,7 @@ def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_p
         (['--mix', 'a=1', '--how', 'rank'], '--mix'),
         (['--name', '../x'], '--name'),
         (['--only', 'absent'], 'absent'),
+        (['--only', 'a,'], 'empty name'),
     ):
         done = script('blend.py', '--home', tmp_path, *flags)
         assert done.returncode in (1, 2) and says in done.stderr and not done.stdout

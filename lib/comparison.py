@@ -1,0 +1,113 @@
+"""What each run is worth in a blend: its AUC less the blend's, and the blend without it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from lib import score
+from lib.blending import blend_by_fold
+from lib.predictions import OofTable
+from lib.score import Difference
+from lib.summary import format_table, shorten
+
+
+def rank_correlations(preds: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of each two columns of `preds` (n, k): (k, k).
+
+    A constant column agrees with nothing: 0.
+    """
+    if len(preds) < 2:
+        return np.eye(preds.shape[1])
+    ranks = pd.DataFrame(preds).rank()
+    with np.errstate(invalid='ignore', divide='ignore'):
+        rho = np.nan_to_num(np.atleast_2d(np.corrcoef(ranks, rowvar=False)))
+    np.fill_diagonal(rho, 1)
+    return rho
+
+
+def compare_runs(
+    how: str,
+    oofs: OofTable,
+    weights: Sequence[float],
+    fold_weights: dict[int, Sequence[float]],
+) -> dict[str, dict[str, Any]]:
+    """What each run is worth: by its name, its `auc` with interval, its AUC less the blend's
+    (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
+    blend's AUC `without` it.
+
+    The base is the blend and not the best run: a run that is picked by its AUC and then compared
+    by it seems better than it is.
+    """
+    target, k = oofs.rows.target.to_numpy(), len(oofs.names)
+    preds = [*oofs.preds.T, blend_by_fold(how, oofs, fold_weights)]
+    aucs, differences = score.compare_paired(target, preds, k, oofs.rows.group)
+    rho = rank_correlations(oofs.preds)
+
+    def auc_without(run: int) -> float | None:
+        """The others keep their weights. None where nothing is left, or there is one class only."""
+        rest = {fold: np.array(w) for fold, w in fold_weights.items()}
+        for w in rest.values():
+            w[run] = 0
+            if w[:k].sum() <= 0 or len(np.unique(target)) < 2:
+                return None
+            if how != 'stack':
+                w /= w.sum()
+        return score.auc(target, blend_by_fold(how, oofs, rest))
+
+    return {
+        name: {
+            'auc': aucs[i],
+            'difference': differences[i],
+            'weight': weights[i],
+            'correlation': (rho[i].sum() - 1) / (k - 1) if k > 1 else None,
+            'correlations': rho[i],
+            'without': auc_without(i) if k > 1 else None,
+        }
+        for i, name in enumerate(oofs.names)
+    }
+
+
+def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The blend's AUC less that of the best single `run` of `compare_runs`: its `difference`.
+
+    It is conservative, since the run is picked by the AUC that it is compared by. None where there
+    is one run only, or one class.
+    """
+    if len(runs) < 2 or any(run['auc'].value is None for run in runs.values()):
+        return None
+    name = max(runs, key=lambda name: runs[name]['auc'].value)
+    value, low, high, p = runs[name]['difference']
+    if low is None:
+        return {'run': name, 'difference': Difference(-value)}
+    return {'run': name, 'difference': Difference(-value, -high, -low, p)}
+
+
+def describe_best_run(best: dict[str, Any]) -> str:
+    """What `compare_with_best_run` says, as a sentence."""
+    run, difference = shorten(best['run']), Difference(*best['difference'])
+    return (
+        f'the blend less the best single run, {run}: {difference}; this is conservative, since the '
+        'best run is picked by this same AUC'
+    )
+
+
+def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
+    """Text: a row a run of `compare_runs`, and the sentence of `compare_with_best_run`."""
+
+    def digits(value: float | None) -> str:
+        return '-' if value is None else f'{value:.4f}'
+
+    rows = [
+        {
+            'weight': f'{run["weight"]:.3f}',
+            'AUC': str(run['auc']),
+            'less the blend': str(run['difference']) if len(runs) > 1 else '-',
+            'agreement': digits(run['correlation']),
+            'without it': digits(run['without']),
+        }
+        for run in runs.values()
+    ]
+    table = format_table(pd.DataFrame(rows, index=[shorten(name) for name in runs]))
+    return f'{table}\n{describe_best_run(best)}' if best else table

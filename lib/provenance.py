@@ -1,0 +1,73 @@
+"""Where a blend's predictions come from: which runs, of which weights and folds, and since when."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lib import parts, tables
+from lib.cli import Stop
+from lib.runs import Run
+
+
+def check_free(run: Run, blend: dict[str, Any]) -> None:
+    """Raises: Stop where `blend` cannot be kept in `run`: it is one of its runs, or another's.
+
+    `blend`: what its blend.json will say; the same blend may be made again.
+    """
+    if run.name in blend['runs']:
+        raise Stop(f'--name {run.name} is one of the runs that are blended; choose another')
+    if run.blend:
+        flags = ('how', 'mix', 'runs', 'calibrate', 'prior')
+        if differing := [k for k in flags if run.blend.get(k) != blend[k]]:
+            pairs = ', '.join(f'{k} {run.blend.get(k)!r} (now {blend[k]!r})' for k in differing)
+            raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
+    elif run.folder.exists() and any(run.folder.iterdir()):
+        raise Stop(f'{run} is there already and no blend; choose another --name')
+
+
+def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
+    """Print how many TTA passes the predictions of our runs are the mean of, and which kept blends
+    are older than the predictions of their runs.
+
+    `table`: all of folds.csv, which lies at `path`; None without it. Returns: its fingerprint.
+    Raises: Stop where a run's predictions are not of its weights, or of another folds.csv.
+    """
+    fingerprint = tables.fingerprint(path) if table is not None else {}
+    for run in runs:
+        # others' predictions, or ours far from where they were made, have nothing to be checked by
+        if table is not None and run.is_trained_here:
+            folds = sorted(table.fold.dropna().astype(int).unique().tolist())
+            run.check_table(fingerprint)
+            if run.unfinished(folds):
+                raise Stop(run.training_note(folds))
+            n_tta = parts.n_tta(parts.of_run(run, table, folds))
+            print(f'{run}: mean of {n_tta} TTA passes')
+        if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
+            raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')
+        saved = run.blend.get('predictions_sha256', {})
+        now = hash_predictions([other for name in saved if (other := run.beside(name)).exists()])
+        if changed := [name for name in now if now[name] != saved[name]]:
+            print(
+                f'warning: {run} was blended before the predictions of {", ".join(changed)} '
+                f'changed; the same blend.py --name {run.name} makes it anew'
+            )
+    return fingerprint
+
+
+def hash_predictions(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
+    """The SHA-256 of what each run predicts, by its name and by file.
+
+    It is of the names and of `pred` as text, and not of `prob`, which follows from them.
+    """
+    hashes: dict[str, dict[str, str]] = {run.name: {} for run in runs}
+    for run in runs:
+        for path in (run.folder / 'oof.csv', run.folder / 'test.csv'):
+            if path.exists():
+                table = tables.read_csv(path, ['image_name'])
+                text = table.filter(['image_name', 'pred' if 'pred' in table else 'target'])
+                digest = hashlib.sha256(text.to_csv().encode())
+                hashes[run.name][path.name] = digest.hexdigest()
+    return hashes
