@@ -48,7 +48,8 @@ def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[s
         if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
             raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')
         saved = run.blend.get('predictions_sha256', {})
-        now = hash_predictions([other for name in saved if (other := run.beside(name)).exists()])
+        others = [Run(run.folder.with_name(name)) for name in saved]
+        now = hash_predictions([other for other in others if other.folder.exists()])
         if changed := [name for name in now if now[name] != saved[name]]:
             print(
                 f'warning: {run} was blended before the predictions of {", ".join(changed)} '

@@ -32,14 +32,6 @@ class Run:
     def __str__(self) -> str:
         return str(self.folder)
 
-    def exists(self) -> bool:
-        """Whether the folder is there."""
-        return self.folder.exists()
-
-    def beside(self, name: str) -> 'Run':
-        """Another run of the same home."""
-        return Run(self.folder.with_name(name))
-
     def fold(self, k: int) -> Path:
         """The folder of all that belongs to fold `k`."""
         return self.folder / f'fold{k}'
@@ -199,13 +191,11 @@ class Run:
         """A sentence that names the unfinished folds, who is at them, and what trains the rest."""
         notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
         missing = ', '.join(f'{k}{note}' for k, note in notes)
-        words = shlex.split(self.config['command'])
-        if words[:2] != ['python', 'train.py'] or not self.config['command'].isprintable():
-            return f'{self}: fold {missing} still to be trained: python train.py with its flags'
-        for flag in ('--home', '--name'):  # it may have been moved or renamed since
-            if flag in words:
-                del words[words.index(flag) : words.index(flag) + 2]
-        command = shlex.join([*words, '--home', str(self.home), '--name', self.name])
+        saved, command = self.config['command'], 'python train.py with its flags'
+        if saved.startswith('python train.py') and saved.isprintable():  # else it is a stranger's
+            # the run may have been moved or renamed since
+            words = re.sub(r" --(home|name) ('[^']*'|\S+)", '', saved)
+            command = f'{words} {shlex.join(["--home", str(self.home), "--name", self.name])}'
         return f'{self}: fold {missing} still to be trained: {command}'
 
 
@@ -217,31 +207,25 @@ def folder(home: Path, name: str) -> Path:
 
 
 def trained(home: Path, only: str | None = None) -> list[Run]:
-    """The runs under `home` that train.py has begun, by name; `only`: names with commas between.
+    """The runs under `home` that train.py has begun, by name, or those named in `only`.
 
-    Raises: Stop where there is none of these.
+    `only` holds names with commas between. Raises: Stop where there is none of these.
     """
-    return _named(home, sorted(home.glob('runs/*/config.json')), only)
+    return _find(home, ['config.json'], only)
 
 
 def predicted(home: Path, only: str | None = None) -> list[Run]:
-    """What takes part in a blend, by name, or those named in `only`: runs, and the predictions of
-    others, which are folders under HOME/runs with an oof.csv or test.csv.
-
-    Blends kept by --name take part only where they are named. Raises: Stop where there is none.
+    """What takes part in a blend, as `trained` has it: runs, and the predictions of others, which
+    are folders with an oof.csv or test.csv. Blends kept by --name take part where they are named.
     """
-    names = ('config.json', 'oof.csv', 'test.csv')
-    paths = sorted(path for name in names for path in home.glob(f'runs/[!.]*/{name}'))
-    if only is None:
-        paths = [path for path in paths if not (path.parent / BLEND).exists()]
-    return _named(home, paths, only)
+    return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
 
 
-def _named(home: Path, paths: Iterable[Path], only: str | None) -> list[Run]:
-    """The runs that hold the files `paths`, or those of them that `only` names, each once."""
+def _find(home: Path, files_of_a_run: list[str], only: str | None) -> list[Run]:
+    paths = sorted(path for name in files_of_a_run for path in home.glob(f'runs/[!.]*/{name}'))
     runs = {path.parent.name: Run(path.parent) for path in paths}
     if only is not None:
-        names = [name.strip() for name in only.split(',')]
+        names = [only] if only in runs else [name.strip() for name in only.split(',')]
         if '' in names:
             raise Stop(f'--only {only!r} holds an empty name; put single commas between names')
         if missing := [name for name in names if name not in runs]:
@@ -250,4 +234,4 @@ def _named(home: Path, paths: Iterable[Path], only: str | None) -> list[Run]:
         return [runs[name] for name in dict.fromkeys(names)]
     if not runs:
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
-    return list(runs.values())
+    return [run for run in runs.values() if not (run.folder / BLEND).exists()]

@@ -137,6 +137,10 @@ def test_a_blend_takes_runs_and_others_predictions_and_a_kept_blend_where_it_is_
         files.write_text(tmp_path / 'runs' / path, '{}')
     assert [run.name for run in runs.predicted(tmp_path)] == ['a', 'theirs']
     assert [run.name for run in runs.predicted(tmp_path, 'kept,a')] == ['kept', 'a']
+    files.write_text(tmp_path / 'runs' / 'a,theirs' / 'oof.csv', '')
+    assert [run.name for run in runs.predicted(tmp_path, 'a,theirs')] == ['a,theirs']  # its name
+    with pytest.raises(Stop, match='empty name'):
+        runs.predicted(tmp_path, 'a,')
     assert [run.name for run in runs.trained(tmp_path)] == ['a']
     theirs = Run(tmp_path / 'runs' / 'theirs')
     assert theirs.skipped == [] and not theirs.is_trained_here and theirs.home == tmp_path
