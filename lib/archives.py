@@ -56,10 +56,7 @@ def read_competition(data: Path) -> pd.DataFrame:
 
 
 def read_isic2019(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """ISIC 2019: the ground truth, one column a diagnosis, and the metadata.
-
-    Source: https://challenge.isic-archive.com/data/#2019
-    """
+    """ISIC 2019's training images. Source: https://challenge.isic-archive.com/data/#2019"""
     rows = read_csv(folder / 'ISIC_2019_Training_GroundTruth.csv', ['image', 'MEL', 'NV'])
     classes = [c for c in rows.columns if c.lower() in DIAGNOSES]
     rows['diagnosis'] = rows[classes].astype(float).idxmax(axis=1).str.lower()
@@ -71,10 +68,7 @@ def read_isic2019(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
 
 
 def read_isic2017(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """ISIC 2017, part 3: the ground truth and the metadata.
-
-    Source: https://challenge.isic-archive.com/data/#2017
-    """
+    """ISIC 2017, part 3. Source: https://challenge.isic-archive.com/data/#2017"""
     images = folder / 'ISIC-2017_Training_Data'
     columns = ['image_id', 'melanoma', 'seborrheic_keratosis']
     rows = read_csv(folder / 'ISIC-2017_Training_Part3_GroundTruth.csv', columns)
@@ -87,11 +81,8 @@ def read_isic2017(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
 
 
 def read_ham10000(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """HAM10000: the metadata, with or without the suffix .csv, and the images in one or two parts.
-
-    Source: https://doi.org/10.7910/DVN/DBW86T
-    """
-    # Dataverse offers a .tab first, for which read_csv says what to do
+    """HAM10000, in one or two parts. Source: https://doi.org/10.7910/DVN/DBW86T"""
+    # with or without the suffix; Dataverse offers a .tab first, for which read_csv says what to do
     paths = [folder / f'HAM10000_metadata{suffix}' for suffix in ('.csv', '', '.tab')]
     path = next((path for path in paths if path.exists()), paths[0])
     rows = read_csv(path, ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization'])
@@ -106,10 +97,7 @@ EXTERNAL = {'isic2019': read_isic2019, 'isic2017': read_isic2017, 'ham10000': re
 
 
 def choose_external(external: str | None, folder: Path) -> list[str]:
-    """The sets that --external names, in its order; by default all that `folder` has.
-
-    Raises: Stop where a set is not known, or not there.
-    """
+    """The sets that --external names, in its order; by default all in `folder`. Raises: Stop."""
     if external is None:
         return [name for name in EXTERNAL if (folder / name).is_dir()]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
@@ -125,12 +113,13 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
 def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     """The competition's rows and those of the external sets, checked, each ISIC id once.
 
-    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as given by
-    `data`), training rows sorted by source and name, test rows last; and how many rows of each
-    source were dropped because a source before it has them.
+    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as `data` gives
+    them), training rows sorted by source and name, test rows last; and how many rows of each source
+    were dropped because a source before it has them.
     """
     competition = read_competition(data)
-    parts = [competition[competition.split == 'train']]
+    is_test = competition.split == 'test'
+    parts = [competition[~is_test]]
     for source in external:
         try:
             rows, folders = EXTERNAL[source](data / 'external' / source)
@@ -139,7 +128,7 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
         rows = _add_paths(rows.rename(columns=NAMES), folders, f'the table of {source}')
         parts.append(rows.assign(split='train', source=source))
     parts = [rows.sort_values('image_name') for rows in parts]
-    table = pd.concat([*parts, competition[competition.split == 'test']], ignore_index=True)
+    table = pd.concat([*parts, competition[is_test]], ignore_index=True)
     columns = [*COLUMNS, 'lesion_id']
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site']
     table = table.reindex(columns=columns).astype(dict.fromkeys(text, 'str'))
@@ -168,25 +157,20 @@ def _add_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.DataF
     rows = rows.assign(path=rows.image_name.map({p.stem: p.as_posix() for p in paths}))
     if missing := list(map(str, rows.image_name[rows.path.isna()])):
         where = ' or '.join(map(str, folders))
-        raise Stop(
-            f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: '
-            f'{", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}'
-        )
+        first = ', '.join(missing[:3]) + ' ...' * (len(missing) > 3)
+        raise Stop(f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: {first}')
     return rows
 
 
 def _add_native_size(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with `width` and `height` in pixels, from the files' headers where no table says.
-
-    A header that cannot be read leaves both empty: train.py names such files, all of them.
-    """
+    """`table` with `width` and `height` in pixels, from the files' headers where no table says."""
 
     def read_size(path: str) -> tuple[float, float]:
         with suppress(Exception):  # decoders raise anything on a broken file
             if Path(path).is_file():  # to open a pipe would wait for ever
                 with Image.open(path, formats=FORMATS) as image:
                     return image.size
-        return np.nan, np.nan
+        return np.nan, np.nan  # train.py names such files, all of them
 
     unknown = table.width.isna() | table.height.isna()
     with ThreadPoolExecutor(8) as pool:  # the wait is for the disk

@@ -31,16 +31,14 @@ def cache(
 ) -> list[Path | None]:
     """Paths of the images of `table` (image_name, path, source) as `size` x `size` pixel JPEGs.
 
-    They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. Those that are missing, or whose source has
-    changed since, are made by all cores; a second process waits meanwhile. With `skip_bad` the
-    path of an image that cannot be read is None.
-
-    Raises: Stop that lists every image that cannot be read, and ends with `advice`.
+    They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. All cores make those that are missing or whose
+    source has changed; a second process waits. Returns: None for an image that cannot be read, with
+    `skip_bad`. Raises: Stop that lists all of these, and ends with `advice`.
     """
     folder = home / 'cache' / str(size)
-    names = zip(table.source, table.image_name, strict=True)
-    paths = [folder / source / f'{name}.jpg' for source, name in names]
-    jobs = list(zip(map(Path, table.path), paths, strict=True))
+    rows = table[['source', 'image_name', 'path']].itertuples(index=False, name=None)
+    jobs = [(Path(path), folder / source / f'{name}.jpg') for source, name, path in rows]
+    paths = [path for _, path in jobs]
     if all(_is_fresh(*job) for job in jobs):
         return paths
     with Lock(folder / '.lock') as lock:
@@ -89,9 +87,7 @@ def table_of(folder: Path) -> pd.DataFrame:
     """The images in `folder` and below it, or this one image: image_name, path, source.
 
     A name is the path from `folder` on, with its suffix. Hidden files and folders are passed over;
-    files of other formats are left out, and a printed line counts them.
-
-    Raises: Stop where there is no image.
+    files of other formats are left out, and counted in a line. Raises: Stop without an image.
     """
     if not folder.exists():
         raise Stop(f'there is no {folder}')

@@ -107,5 +107,5 @@ def report_leaks(
         pairs = [p for p in duplicates.itertuples(index=False) if fold_of.keys() >= set(p)]
         parted = [' and '.join(pair) for pair in pairs if len({fold_of[name] for name in pair}) > 1]
         print(f'{len(parted)} known pairs of duplicates are in different folds')
-    if first := [*leaking, *parted][:1]:
-        raise Stop(f'{path} leaks, for one {first[0]}: a score on these folds is too good')
+    if examples := [*leaking, *parted]:
+        raise Stop(f'{path} leaks, for one {examples[0]}: a score on these folds is too good')
