@@ -73,8 +73,7 @@ def main(
 def write(table, home: Path) -> None:
     """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
     path, text = home / 'folds.csv', lib.tables.format_folds(table)
-    with lib.locks.Lock(home / '.lock') as lock:
-        lock.take(wait=True)  # for another folds.py
+    with lib.locks.held(home / '.lock'):
         old = path.read_bytes().decode(errors='replace') if path.exists() else text
         if old != text and any(home.glob('runs/*/config.json')):
             if not lib.tables.differ_in_places(old, text):

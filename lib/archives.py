@@ -10,8 +10,9 @@ data/
   external/ham10000/  HAM10000_metadata.csv HAM10000_images_part_1/ HAM10000_images_part_2/
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,12 @@ from lib.cli import Stop
 from lib.images import FORMATS, SUFFIXES
 from lib.tables import COLUMNS, COMPETITION, DIAGNOSES, parse_columns, read_csv
 
-DUPLICATES = 'ISIC_2020_Training_Duplicates.csv'
+# The columns of the archives that folds.csv has under another name
+NAMES = {
+    'image': 'image_name', 'image_id': 'image_name', 'MEL': 'target', 'melanoma': 'target',
+    'dx': 'diagnosis', 'age': 'age_approx', 'age_approximate': 'age_approx',
+    'localization': 'anatom_site', 'anatom_site_general': 'anatom_site',
+}  # fmt: skip
 
 
 def read_competition(data: Path) -> pd.DataFrame:
@@ -40,82 +46,58 @@ def read_competition(data: Path) -> pd.DataFrame:
     order = sample.image_name
     if not order.is_unique or set(order) != set(test.image_name):
         raise Stop(f'{data}/sample_submission.csv and {data}/test.csv name different images')
-    test = test.set_index('image_name').loc[order].reset_index().assign(target=np.nan)
     folder = data / 'jpeg' if (data / 'jpeg').is_dir() else data
     parts = []
-    for split, rows in (('train', train), ('test', test)):
-        rows = rows.rename(columns={site: 'anatom_site'}).assign(split=split, source=COMPETITION)
-        parts.append(_add_paths(rows, [folder / split], str(data / f'{split}.csv')))
+    for split, rows in (('train', train), ('test', test.set_index('image_name').loc[order])):
+        rows = rows.reset_index().rename(columns={site: 'anatom_site'})
+        rows = _add_paths(rows, [folder / split], str(data / f'{split}.csv'))
+        parts.append(rows.assign(split=split, source=COMPETITION))
     return pd.concat(parts, ignore_index=True)
 
 
-def read_isic2019(folder: Path) -> pd.DataFrame:
-    """ISIC 2019: the ground truth, one column a diagnosis, and the metadata.
-
-    Source: https://challenge.isic-archive.com/data/#2019
-    """
-    truth = read_csv(folder / 'ISIC_2019_Training_GroundTruth.csv', ['image', 'MEL', 'NV'])
-    classes = [c for c in truth.columns if c.lower() in DIAGNOSES]
-    truth['diagnosis'] = truth[classes].astype(float).idxmax(axis=1).str.lower()
+def read_isic2019(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
+    """ISIC 2019's training images. Source: https://challenge.isic-archive.com/data/#2019"""
+    rows = read_csv(folder / 'ISIC_2019_Training_GroundTruth.csv', ['image', 'MEL', 'NV'])
+    classes = [c for c in rows.columns if c.lower() in DIAGNOSES]
+    rows['diagnosis'] = rows[classes].astype(float).idxmax(axis=1).str.lower()
     columns = ['image', 'age_approx', 'anatom_site_general', 'lesion_id', 'sex']
-    metadata = read_csv(folder / 'ISIC_2019_Training_Metadata.csv', columns)
-    rows = truth.merge(metadata[columns], on='image', how='left', validate='one_to_one').rename(
-        columns={'image': 'image_name', 'MEL': 'target', 'anatom_site_general': 'anatom_site'}
-    )
+    metadata = read_csv(folder / 'ISIC_2019_Training_Metadata.csv', columns)[columns]
     images = folder / 'ISIC_2019_Training_Input'
-    return _add_paths(rows, [images, images / images.name], 'the ISIC 2019 ground truth')
+    rows = rows.merge(metadata, on='image', how='left', validate='one_to_one')
+    return rows, [images, images / images.name]
 
 
-def read_isic2017(folder: Path) -> pd.DataFrame:
-    """ISIC 2017, part 3: the ground truth and the metadata.
-
-    Source: https://challenge.isic-archive.com/data/#2017
-    """
+def read_isic2017(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
+    """ISIC 2017, part 3. Source: https://challenge.isic-archive.com/data/#2017"""
     images = folder / 'ISIC-2017_Training_Data'
     columns = ['image_id', 'melanoma', 'seborrheic_keratosis']
     rows = read_csv(folder / 'ISIC-2017_Training_Part3_GroundTruth.csv', columns)
     name = 'ISIC-2017_Training_Data_metadata.csv'  # the archive has it among the images
     path = folder / name if (folder / name).exists() else images / name
     metadata = read_csv(path, ['image_id', 'age_approximate', 'sex'])
-    rows = rows.merge(metadata, on='image_id', how='left', validate='one_to_one')
-    keratosis = rows.seborrheic_keratosis.astype(float) == 1
-    rows['diagnosis'] = np.where(keratosis, 'seborrheic keratosis', 'nevus')
-    rows.loc[rows.melanoma.astype(float) == 1, 'diagnosis'] = 'melanoma'
-    rows = rows.rename(
-        columns={'image_id': 'image_name', 'melanoma': 'target', 'age_approximate': 'age_approx'}
-    )
-    return _add_paths(rows, [images], 'the ISIC 2017 ground truth')
+    is_either = [rows[c].astype(float) == 1 for c in columns[1:]]
+    rows['diagnosis'] = np.select(is_either, ['melanoma', 'seborrheic keratosis'], 'nevus')
+    return rows.merge(metadata, on='image_id', how='left', validate='one_to_one'), [images]
 
 
-def read_ham10000(folder: Path) -> pd.DataFrame:
-    """HAM10000: the metadata, with or without the suffix .csv, and the images in one or two parts.
-
-    Source: https://doi.org/10.7910/DVN/DBW86T
-    """
-    # Dataverse offers a .tab first, for which read_csv says what to do
+def read_ham10000(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
+    """HAM10000, in one or two parts. Source: https://doi.org/10.7910/DVN/DBW86T"""
+    # with or without the suffix; Dataverse offers a .tab first, for which read_csv says what to do
     paths = [folder / f'HAM10000_metadata{suffix}' for suffix in ('.csv', '', '.tab')]
     path = next((path for path in paths if path.exists()), paths[0])
-    columns = ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization']
-    names = ['lesion_id', 'image_name', 'diagnosis', 'age_approx', 'sex', 'anatom_site']
-    rows = read_csv(path, columns).rename(columns=dict(zip(columns, names, strict=True)))
-    rows['target'] = (rows.diagnosis == 'mel').astype(int)
+    rows = read_csv(path, ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization'])
+    rows['target'] = (rows.dx == 'mel').astype(int)
     parts = ['HAM10000_images_part_1', 'HAM10000_images_part_2', 'ISIC2018_Task3_Training_Input']
-    return _add_paths(rows, [folder / part for part in parts], str(path))
+    return rows, [folder / part for part in parts]
 
 
-# A folder's name under DATA/external, and what reads it: a new layout is a function and a line here
-EXTERNAL: dict[str, Callable[[Path], pd.DataFrame]] = {
-    'isic2019': read_isic2019,
-    'isic2017': read_isic2017,
-    'ham10000': read_ham10000,
-}
+# A new layout is a function, which returns its rows and the folders of its images, and a name here,
+# that of its folder under DATA/external
+EXTERNAL = {'isic2019': read_isic2019, 'isic2017': read_isic2017, 'ham10000': read_ham10000}
 
 
 def choose_external(external: str | None, folder: Path) -> list[str]:
-    """The sets that --external names, in its order; by default all that `folder` has.
-
-    Raises: Stop where a set is not known, or not there.
-    """
+    """The sets that --external names, in its order; by default all in `folder`. Raises: Stop."""
     if external is None:
         return [name for name in EXTERNAL if (folder / name).is_dir()]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
@@ -128,38 +110,36 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
     return names
 
 
-def isic_id(names: pd.Series) -> pd.Series:
-    """What identifies an image in all archives: ISIC 2019 renamed the images that it shrank."""
-    return names.str.removesuffix('_downsampled')
-
-
 def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[str, int]]:
     """The competition's rows and those of the external sets, checked, each ISIC id once.
 
-    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as given by
-    `data`), training rows sorted by source and name, test rows last; and how many rows of each
-    source were dropped because a source before it has them.
+    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as `data` gives
+    them), training rows sorted by source and name, test rows last; and how many rows of each source
+    were dropped because a source before it has them.
     """
     competition = read_competition(data)
-    parts = [competition[competition.split == 'train']]
+    is_test = competition.split == 'test'
+    parts = [competition[~is_test]]
     for source in external:
         try:
-            rows = EXTERNAL[source](data / 'external' / source)
+            rows, folders = EXTERNAL[source](data / 'external' / source)
         except (ValueError, pd.errors.MergeError) as e:
             raise Stop(f'a table of {source} does not hold what its layout says: {e}') from e
+        rows = _add_paths(rows.rename(columns=NAMES), folders, f'the table of {source}')
         parts.append(rows.assign(split='train', source=source))
     parts = [rows.sort_values('image_name') for rows in parts]
-    table = pd.concat([*parts, competition[competition.split == 'test']], ignore_index=True)
-    for column in ('patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site'):
-        table[column] = table[column].astype('str') if column in table else None
-    columns = [c for c in COLUMNS if c not in ('group', 'fold')]
-    table = parse_columns(table.reindex(columns=[*columns, 'lesion_id']))
-    ids = isic_id(table.image_name)
+    table = pd.concat([*parts, competition[is_test]], ignore_index=True)
+    columns = [*COLUMNS, 'lesion_id']
+    text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site']
+    table = table.reindex(columns=columns).astype(dict.fromkeys(text, 'str'))
+    table = parse_columns(table.drop(columns=['group', 'fold']))
+    # what all archives call an image: ISIC 2019 renamed those that it shrank
+    ids = table.image_name.str.removesuffix('_downsampled')
     # where only the dropped copy of an image names its lesion, the other copy takes the name over
     table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
     again = ids.duplicated()
-    if (again & (table.split == 'test')).any():
-        name = table[again & (table.split == 'test')].image_name.iloc[0]
+    if (both := again & (table.split == 'test')).any():
+        name = table.image_name[both].iloc[0]
         raise Stop(f'the test image {name} is among the training images too')
     dropped = table[again].source.value_counts().to_dict()
     return _add_native_size(table[~again].reset_index(drop=True)), dropped
@@ -167,39 +147,30 @@ def read_all(data: Path, external: Sequence[str]) -> tuple[pd.DataFrame, dict[st
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:
     """Two columns of image names, the known pairs; None where DATA does not have the file."""
-    columns = ['image_name_1', 'image_name_2']
-    path = data / DUPLICATES
+    path, columns = data / 'ISIC_2020_Training_Duplicates.csv', ['image_name_1', 'image_name_2']
     return read_csv(path, columns)[columns] if path.exists() else None
 
 
 def _add_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.DataFrame:
     """`rows` with `path`: the file in `folders` that bears the row's name. Raises: Stop."""
-    path_of = {}
-    for folder in (f for f in folders if f.is_dir()):
-        path_of |= {p.stem: p.as_posix() for p in folder.iterdir() if p.suffix.lower() in SUFFIXES}
-    if missing := [str(name) for name in rows.image_name if name not in path_of]:
-        where = ' or '.join(str(folder) for folder in folders)
-        raise Stop(
-            f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: '
-            f'{", ".join(missing[:3])}{" ..." if len(missing) > 3 else ""}'
-        )
-    return rows.assign(path=rows.image_name.map(path_of))
+    paths = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
+    rows = rows.assign(path=rows.image_name.map({p.stem: p.as_posix() for p in paths}))
+    if missing := list(map(str, rows.image_name[rows.path.isna()])):
+        where = ' or '.join(map(str, folders))
+        first = ', '.join(missing[:3]) + ' ...' * (len(missing) > 3)
+        raise Stop(f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: {first}')
+    return rows
 
 
 def _add_native_size(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with `width` and `height` in pixels, from the files' headers where no table says.
-
-    A header that cannot be read leaves both empty: train.py names such files, all of them.
-    """
+    """`table` with `width` and `height` in pixels, from the files' headers where no table says."""
 
     def read_size(path: str) -> tuple[float, float]:
-        try:
-            if not Path(path).is_file():  # to open a pipe would wait for ever
-                return np.nan, np.nan
-            with Image.open(path, formats=FORMATS) as image:
-                return image.size
-        except Exception:  # decoders raise anything on a broken file
-            return np.nan, np.nan
+        with suppress(Exception):  # decoders raise anything on a broken file
+            if Path(path).is_file():  # to open a pipe would wait for ever
+                with Image.open(path, formats=FORMATS) as image:
+                    return image.size
+        return np.nan, np.nan  # train.py names such files, all of them
 
     unknown = table.width.isna() | table.height.isna()
     with ThreadPoolExecutor(8) as pool:  # the wait is for the disk

@@ -14,7 +14,7 @@ from scipy.ndimage import gaussian_filter
 
 from lib import files
 from lib.cli import Stop
-from lib.locks import Lock
+from lib.locks import held
 
 MELANOMA_RATE = 0.18
 SHIFT = 1.7  # between the classes in each trait, in standard deviations
@@ -28,8 +28,7 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
     What is there already is kept. Raises: Stop where `home` holds other data.
     """
     label, last = home / 'SYNTHETIC.txt', home / 'train.csv'
-    with Lock(home / '.lock') as lock:
-        lock.take(wait=True)  # for another process that makes it
+    with held(home / '.lock'):  # another process may make it
         if label.exists() and last.exists():
             return home
         if last.exists():
@@ -97,8 +96,12 @@ def draw(rng: np.random.Generator, target: int) -> np.ndarray:
     image += inside[..., None] * (pigment - image)
 
     # what tells nothing: hair, vignette, light, grain
-    for _ in range(rng.poisson(2)):
-        _hair(rng, image)
+    t = np.linspace(0, 1, 2 * WIDTH)[:, None]
+    for _ in range(rng.poisson(2)):  # a hair is a dark arc
+        start, middle, end = rng.uniform([0, 0], [WIDTH, HEIGHT], size=(3, 2))
+        curve = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * end
+        column, row = curve.astype(int).T
+        image[row, column] = rng.uniform(20, 60)
     corner = np.hypot(x / WIDTH, y / HEIGHT)
     image *= 1 - rng.uniform(0, 1.2) * np.clip(corner - 0.35, 0, None)[..., None]
     image *= rng.uniform(0.85, 1.15) + rng.uniform(-0.15, 0.15) * (x / WIDTH)[..., None]
@@ -110,12 +113,3 @@ def _noise(rng: np.random.Generator, sigma: float) -> np.ndarray:
     """Smooth noise of mean 0 and standard deviation 1: (HEIGHT, WIDTH)."""
     noise = gaussian_filter(rng.normal(size=(HEIGHT, WIDTH)), sigma)
     return (noise - noise.mean()) / noise.std()
-
-
-def _hair(rng: np.random.Generator, image: np.ndarray) -> None:
-    """Draw one dark arc across `image`, in place."""
-    t = np.linspace(0, 1, 2 * WIDTH)
-    start, middle, end = rng.uniform([0, 0], [WIDTH, HEIGHT], size=(3, 2))
-    curve = np.outer((1 - t) ** 2, start) + np.outer(2 * t * (1 - t), middle) + np.outer(t**2, end)
-    column, row = curve.astype(int).T
-    image[row, column] = rng.uniform(20, 60)

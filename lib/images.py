@@ -3,14 +3,9 @@
 import math
 import os
 import shutil
-import signal
-import threading
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +31,14 @@ def cache(
 ) -> list[Path | None]:
     """Paths of the images of `table` (image_name, path, source) as `size` x `size` pixel JPEGs.
 
-    They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. Those that are missing, or whose source has
-    changed since, are made by all cores; a second process waits meanwhile. With `skip_bad` the
-    path of an image that cannot be read is None.
-
-    Raises: Stop that lists every image that cannot be read, and ends with `advice`.
+    They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. All cores make those that are missing or whose
+    source has changed; a second process waits. Returns: None for an image that cannot be read, with
+    `skip_bad`. Raises: Stop that lists all of these, and ends with `advice`.
     """
     folder = home / 'cache' / str(size)
-    names = zip(table.source, table.image_name, strict=True)
-    paths = [folder / source / f'{name}.jpg' for source, name in names]
-    jobs = list(zip(map(Path, table.path), paths, strict=True))
+    rows = table[['source', 'image_name', 'path']].itertuples(index=False, name=None)
+    jobs = [(Path(path), folder / source / f'{name}.jpg') for source, name, path in rows]
+    paths = [path for _, path in jobs]
     if all(_is_fresh(*job) for job in jobs):
         return paths
     with Lock(folder / '.lock') as lock:
@@ -53,8 +46,16 @@ def cache(
             print(f'{lock.holder()} makes {folder}; waiting', flush=True)
             lock.take(wait=True)
         jobs = [job for job in jobs if not _is_fresh(*job)]
-        results = zip(jobs, _make_all(jobs, size), strict=True)
-        errors = {path: error for (_, path), error in results if error}
+        if jobs:
+            print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
+        # threads, since Pillow lets go of Python's lock while it decodes, resizes and encodes
+        pool = ThreadPoolExecutor(n_cores())
+        try:
+            results = pool.map(lambda job: (job[1], _make(*job, size)), jobs)
+            bar = tqdm(results, total=len(jobs), unit=' images', disable=None)
+            errors = {path: error for path, error in bar if error}
+        finally:
+            pool.shutdown(cancel_futures=True)
     if errors:
         listing = f'{len(errors)} images cannot be read:\n  ' + '\n  '.join(errors.values())
         if not skip_bad:
@@ -68,8 +69,7 @@ def readable(
 ) -> tuple[pd.DataFrame, list[str]]:
     """`table` with its images cached, less those that a run goes without.
 
-    `skipped`: the names of those that the run goes without already; `skip_bad` adds to them what
-    cannot be read now.
+    `skipped`: their names until now; `skip_bad` adds to them what cannot be read.
 
     Returns: the other rows, `cached` their paths, with a new index; and the names of all that are
     left out. Raises: Stop as `cache` does, and where a fold is left without an image.
@@ -83,64 +83,26 @@ def readable(
     return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
-def _make_all(jobs: list[tuple[Path, Path]], size: int) -> list[str | None]:
-    """What `_make` returns for each of `jobs`, which all cores do."""
-    if not jobs:
-        return []
-    print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
-    make = partial(_make, size=size)
-    if len(jobs) < 100:  # starting processes takes longer
-        return list(map(make, jobs))
-    # 'spawn', since a fork of a process in which torch has threads can hang
-    n = min(n_cores(), 61)  # Windows can wait for no more
-    pool = ProcessPoolExecutor(n, get_context('spawn'), _end_with_parent)
-    try:
-        results = pool.map(make, jobs, chunksize=16)
-        return list(tqdm(results, total=len(jobs), unit=' images', disable=None))
-    except BrokenProcessPool:
-        raise Stop(
-            'a process that resizes images was ended from outside, perhaps for its memory; the '
-            'same command goes on'
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """Have a process of the pool end when the one that started it does, after `kill -9` too."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-
-    def wait() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
 def table_of(folder: Path) -> pd.DataFrame:
     """The images in `folder` and below it, or this one image: image_name, path, source.
 
     A name is the path from `folder` on, with its suffix. Hidden files and folders are passed over;
-    files of other formats are left out, and a printed line counts them.
-
-    Raises: Stop where there is no image.
+    files of other formats are left out, and counted in a line. Raises: Stop without an image.
     """
     if not folder.exists():
         raise Stop(f'there is no {folder}')
-    base, paths = folder, []
-    others: Counter[str] = Counter()
-    if not folder.is_dir():
-        base, paths = folder.parent, [folder]
-    for path in sorted(folder.rglob('*')) if folder.is_dir() else []:
-        is_hidden = any(part.startswith('.') for part in path.relative_to(folder).parts)
-        if path.is_file() and not is_hidden:
-            if path.suffix.lower() in SUFFIXES:
-                paths.append(path)
-            else:
-                others[path.suffix.lower() or 'without a suffix'] += 1
-    if others:
-        kinds = ', '.join(f'{n} {_escape(suffix)}' for suffix, n in others.most_common())
-        print(f'{folder}: only JPEG and PNG are read, so these files are left out: {kinds}')
+    base, paths = folder.parent, [folder]
+    if folder.is_dir():
+        base, below = folder, [p for p in sorted(folder.rglob('*')) if p.is_file()]
+        shown = [p for p in below if not any(s.startswith('.') for s in p.relative_to(base).parts)]
+        paths = [path for path in shown if path.suffix.lower() in SUFFIXES]
+        suffixes = Counter(path.suffix.lower() or 'without a suffix' for path in shown)
+        others = [f'{n} {_escape(s)}' for s, n in suffixes.most_common() if s not in SUFFIXES]
+        if others:
+            print(
+                f'{folder}: only JPEG and PNG are read, so these files are left out: '
+                f'{", ".join(others)}'
+            )
     if not paths:
         raise Stop(f'there is no JPEG or PNG image in {folder}')
     names = [path.relative_to(base).as_posix() for path in paths]
@@ -202,9 +164,7 @@ def _stamp(source: Path) -> int:
 
 def _is_fresh(source: Path, path: Path) -> bool:
     """Whether `path` holds the image of `source`, which this machine need not have any more."""
-    if not (path.exists() and source.exists()):
-        return path.exists()
-    return path.stat().st_mtime_ns == _stamp(source)
+    return path.exists() and (not source.exists() or path.stat().st_mtime_ns == _stamp(source))
 
 
 def _is_ready(source: Path, size: int) -> bool:
@@ -217,18 +177,17 @@ def _is_ready(source: Path, size: int) -> bool:
         return True
 
 
-def _make(job: tuple[Path, Path], size: int) -> str | None:
-    """Cache one image, `job` its file and its place; returns why not, if it cannot be read."""
-    source, path = job
+def _make(source: Path, path: Path, size: int) -> str | None:
+    """Cache the image `source` in `path`; returns why not, if it cannot be read."""
     try:
         if source.exists() and not source.is_file():
-            return f'{_escape(source)}: it is no file'  # to open a pipe would wait for ever
+            raise OSError('it is no file')  # to open a pipe would wait for ever
         stamp = _stamp(source)
         image = None if _is_ready(source, size) else square(source, size)
-    except UnidentifiedImageError:
-        return f'{_escape(source)}: it is no JPEG and no PNG image; only those are read'
     except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError
         reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
+        if isinstance(e, UnidentifiedImageError):
+            reason = 'it is no JPEG and no PNG image; only those are read'
         return f'{_escape(source)}: {" ".join(reason.split())}'
     with atomic(path) as temporary:
         if image is None:

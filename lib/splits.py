@@ -23,17 +23,13 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     for column in ('lesion_id', 'patient_id'):
         if column in table:
             group = table[column].astype('str').fillna(group)
-    pairs = [(group, group)]  # the edges of a graph in which each connected part is one group
-    if 'lesion_id' in table:
-        pairs.append((group, table.lesion_id.astype('str').fillna(group)))
+    # the edges of a graph in which each connected part is one group
+    one, two = group, table.get('lesion_id', group).astype('str').fillna(group)
     if duplicates is not None:
         group_of = dict(zip(table.image_name, group, strict=True))
-        one, two = (
-            duplicates.iloc[:, i].map(lambda name: group_of.get(name, name)) for i in (0, 1)
-        )
-        pairs.append((one, two))
-    ends = pd.concat([pd.concat(series, ignore_index=True) for series in zip(*pairs, strict=True)])
-    codes, names = pd.factorize(ends, sort=True)
+        pairs = duplicates.map(lambda name: group_of.get(name, name))
+        one, two = pd.concat([one, pairs.iloc[:, 0]]), pd.concat([two, pairs.iloc[:, 1]])
+    codes, names = pd.factorize(pd.concat([one, two]))
     left, right = np.split(codes, 2)
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
     component = connected_components(graph, directed=False)[1][codes[: len(group)]]
@@ -87,8 +83,8 @@ def report_leaks(
 ) -> None:
     """Print how many groups of `table`, which anybody may have made, lie in more than one fold.
 
-    `path` is where the table comes from, for the messages. A negative number in `fold_column` is
-    no fold. Raises: Stop where a group or a known pair of `duplicates` is in more than one fold.
+    `path`, its file, is for the messages; a negative number in `fold_column` is no fold. Raises:
+    Stop where a group or a known pair of `duplicates` is in more than one fold.
     """
     name_column = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
     unit = next((c for c in ('group', 'patient_id', 'lesion_id') if c in table), None)
@@ -103,16 +99,13 @@ def report_leaks(
     if not used.any():
         raise Stop(f'{path}: no row has a fold in {fold_column}')
     print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
-    leaking, n = leaks(group, fold), group[used].nunique()
-    print(
-        f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {fold.nunique()} folds'
-    )
+    leaking, n, k = leaks(group, fold), group[used].nunique(), fold.nunique()
+    print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {k} folds')
     parted = []
     if duplicates is not None:
         fold_of = dict(zip(table.image_name[used], fold[used], strict=True))
-        pairs = [p for p in duplicates.itertuples(index=False) if set(p) <= set(fold_of)]
-        parted = [(one, two) for one, two in pairs if fold_of[one] != fold_of[two]]
+        pairs = [p for p in duplicates.itertuples(index=False) if fold_of.keys() >= set(p)]
+        parted = [' and '.join(pair) for pair in pairs if len({fold_of[name] for name in pair}) > 1]
         print(f'{len(parted)} known pairs of duplicates are in different folds')
-    if leaking or parted:
-        first = leaking[0] if leaking else ' and '.join(parted[0])
-        raise Stop(f'{path} leaks, for one {first}: a score on these folds is too good')
+    if examples := [*leaking, *parted]:
+        raise Stop(f'{path} leaks, for one {examples[0]}: a score on these folds is too good')

@@ -1,11 +1,11 @@
 """folds.csv, the table that train.py, infer.py and blend.py read, and the checks of any table."""
 
-import csv
 import hashlib
 import io
 import json
 import warnings
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ COLUMNS = [
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 PLACES = ['path', 'width', 'height']  # where images lie and their native sizes decide no result
 COMPETITION = 'competition'  # the source of the competition's own images
-CONTROL = r'[\x00-\x1f]'  # the characters that no path may hold
 
 # The archives abbreviate diagnoses; a diagnosis that is not listed keeps its name
 DIAGNOSES = {
@@ -58,11 +57,9 @@ def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False
             table = pd.read_csv(path, index_col=False, **options)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
-    except (ValueError, pd.errors.ParserError, pd.errors.ParserWarning) as e:
+    except (ValueError, pd.errors.ParserWarning) as e:
         reason = ' '.join(str(e).split())
-        raise Stop(
-            f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that format'
-        ) from None
+        raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if missing := [c for c in columns if c not in table.columns]:
@@ -84,19 +81,22 @@ def read_folds(path: Path) -> pd.DataFrame:
     table = read_csv(path, ['image_name', 'path', 'split', 'source', 'group', 'target', 'fold'])
     table = parse_columns(table.reindex(columns=COLUMNS))
     labelled = table.split == 'train'
-    if (again := table.image_name.duplicated()).any():
-        raise Stop(f'{path}: {table.image_name[again].iloc[0]} stands twice')
+    _refuse(table[table.image_name.duplicated()], '{file}: {image_name} stands twice', path)
     table['fold'] = pd.to_numeric(table.fold, errors='coerce').where(labelled)
-    is_fold = (table.fold >= 0) & (table.fold % 1 == 0) & (table.fold < 1000)
-    if (wrong := labelled & ~is_fold).any():
-        name = table.image_name[wrong].iloc[0]
-        raise Stop(f'{path}: {name} is labelled and has no fold from 0 up; expected 0 to 999')
-    if table.path.isna().any() or table.group[labelled].isna().any():
-        raise Stop(f'{path}: every row needs a path, and every labelled row a group')
-    if (wrong := table.path.str.contains(CONTROL)).any():
-        raise Stop(f'{path}: {table.path[wrong].iloc[0]!r} is no path')
+    is_fold = (table.fold % 1 == 0) & table.fold.between(0, 999)
+    sentence = '{file}: {image_name} is labelled and has no fold from 0 up; expected 0 to 999'
+    _refuse(table[labelled & ~is_fold], sentence, path)
+    lacks = table.path.isna() | (labelled & table.group.isna())
+    _refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
+    _refuse(table[table.path.str.contains(r'[\x00-\x1f]')], '{file}: {path!r} is no path', path)
     table['path'] = [str(path.parent / p) for p in table.path]
     return table
+
+
+def _refuse(rows: pd.DataFrame, sentence: str, file: Path | None = None) -> None:
+    """Raises: Stop where there are `rows`: the sentence, with the cells of the first of them."""
+    if len(rows):
+        raise Stop(sentence.format(file=file, **rows.iloc[0]))
 
 
 def read_labelled(path: Path) -> pd.DataFrame:
@@ -105,9 +105,8 @@ def read_labelled(path: Path) -> pd.DataFrame:
     Raises: Stop as `read_folds` does, and where a group is in two folds, or where the rows outside
     one of the folds are all of one class.
     """
-    table = read_folds(path)
-    table = table[table.split == 'train'].reset_index(drop=True)
-    table = table.astype({'fold': int, 'target': int})
+    labelled = read_folds(path).query("split == 'train'").reset_index(drop=True)
+    table = labelled.astype({'fold': int, 'target': int})
     splits.check(table.group, table.fold)
     splits.check_classes(table.target, table.fold)
     return table
@@ -118,33 +117,28 @@ def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
     if not path.exists():
         return None, None, None
     table = read_folds(path)
-    labelled = table[table.split == 'train'].astype({'fold': int, 'target': int})
-    return table, labelled, table[table.split == 'test']
+    labelled = table.query("split == 'train'").astype({'fold': int, 'target': int})
+    return table, labelled, table.query("split == 'test'")
 
 
 def hash_rows(table: pd.DataFrame) -> str:
     """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
 
-    `table` is all of folds.csv, as `read_folds` returns it. Where the images lie makes no
-    difference, nor do native sizes, descriptions of the patient, and the order of the rows.
-
-    What is hashed is text in ASCII, a line a row, ended by a line feed, the lines sorted by
-    image_name. A line is a JSON array, as Python's json.dumps writes it: image_name, split, source,
-    group, target, fold. The last two are integers, and an empty cell is null.
+    `table` is all of folds.csv, as `read_folds` returns it. Paths, native sizes, descriptions of
+    the patient and the order of the rows make no difference. What is hashed is text in ASCII, a
+    line a row, ended by a line feed, sorted by image_name. A line is a JSON array, as Python's
+    json.dumps writes it: image_name, split, source, group, target, fold. The last two are integers,
+    and an empty cell is null.
     """
     rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
     rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
-    rows = rows.where(rows.notna(), None)
-    digest = hashlib.sha256()
-    for row in sorted(rows.itertuples(index=False, name=None), key=lambda row: row[0]):
-        digest.update(f'{json.dumps(row)}\n'.encode())
-    return digest.hexdigest()
+    rows = rows.where(rows.notna(), None).sort_values('image_name')
+    lines = [f'{json.dumps(row)}\n' for row in rows.itertuples(index=False, name=None)]
+    return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """What tells one folds.csv from another: `table_sha256`, by `hash_rows`, and `folds_sha256`, of
-    the whole file, which is all that older runs have noted.
-    """
+    """What tells one folds.csv from another: `hash_rows`, and the whole file's, for older runs."""
     return {'folds_sha256': sha256(path), 'table_sha256': hash_rows(read_folds(path))}
 
 
@@ -163,38 +157,34 @@ def format_folds(table: pd.DataFrame) -> str:
 def differ_in_places(one: str, two: str) -> bool:
     """Whether two texts of folds.csv differ in `path`, `width` and `height`, and nowhere else."""
 
-    def drop_places(text: str) -> list[list[str]]:
-        rows = list(csv.reader(io.StringIO(text, newline='')))
-        places = [i for i, column in enumerate(rows[0] if rows else []) if column in PLACES]
-        return [[cell for i, cell in enumerate(row) if i not in places] for row in rows]
+    def rest(text: str) -> pd.DataFrame:
+        table = pd.read_csv(io.StringIO(text), dtype=str, na_filter=False)
+        return table.drop(columns=PLACES, errors='ignore')
 
-    return one != two and drop_places(one) == drop_places(two)
+    with suppress(ValueError):  # where one of them is no table
+        return one != two and rest(one).equals(rest(two))
+    return False
 
 
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the types of folds.csv and the competition's words for what it describes.
 
-    `target` becomes float (NaN on test rows), as do ages in years and sizes in pixels (NaN where
-    they cannot be true). Raises: Stop where a name, a label or a split is none.
+    `target`, ages in years and sizes in pixels become float, NaN on test rows and where an age or a
+    size cannot be true. Raises: Stop where a name, a label or a split is none.
     """
     for column in ('image_name', 'source'):  # both become parts of paths
-        names = table[column].astype('str').fillna('')
-        wrong = ~names.str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
-        if wrong.any():
-            raise Stop(
-                f'{names[wrong].iloc[0]!r} is no {column}; expected a name without slashes, '
-                'backslashes and colons that does not end in a dot'
-            )
-    if (again := table.duplicated(['source', 'image_name'])).any():
-        row = table[again].iloc[0]
-        raise Stop(f'{row.image_name} stands twice in {row.source}')
-    if not table.split.isin(['train', 'test']).all():
-        raise Stop("the column split may hold only 'train' and 'test'")
+        table[column] = table[column].astype('str').fillna('')
+        is_name = table[column].str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
+        expected = 'a name without slashes, backslashes and colons that does not end in a dot'
+        _refuse(table[~is_name], f'{{{column}!r}} is no {column}; expected {expected}')
+    again = table.duplicated(['source', 'image_name'])
+    _refuse(table[again], '{image_name} stands twice in {source}')
+    other = ~table.split.isin(['train', 'test'])
+    _refuse(table[other], "the column split may hold only 'train' and 'test'")
     labelled = table.split == 'train'
     target = pd.to_numeric(table.target, errors='coerce')
-    if (wrong := labelled & ~target.isin([0, 1])).any():
-        row = table[wrong].iloc[0]
-        raise Stop(f'the target of {row.image_name} is {row.target!r}; expected 0 or 1')
+    wrong = labelled & ~target.isin([0, 1])
+    _refuse(table[wrong], 'the target of {image_name} is {target!r}; expected 0 or 1')
     if not labelled.any():
         raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
@@ -202,8 +192,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
     table['sex'] = table.sex.where(table.sex.isin(['male', 'female']))
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
-        if column in table:
-            number = pd.to_numeric(table[column], errors='coerce')
-            is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are
-            table[column] = number.where(number.between(0, most) & is_whole)
+        number = pd.to_numeric(table[column], errors='coerce')
+        is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are
+        table[column] = number.where(number.between(0, most) & is_whole)
     return table

@@ -26,26 +26,10 @@ def random_table(seed=0, n=2000) -> pd.DataFrame:
     return table.assign(group=splits.join_groups(table))
 
 
-def test_a_group_is_the_patient_else_the_lesion_else_the_image():
-    table = pd.DataFrame(
-        {
-            'image_name': ['a', 'b', 'c'],
-            'patient_id': ['p', None, None],
-            'lesion_id': ['k', 'l', None],
-        }
-    )
-    assert splits.join_groups(table).tolist() == ['p', 'l', 'c']
-
-
-def test_a_lesion_is_never_in_two_groups():
-    table = pd.DataFrame(
-        {
-            'image_name': ['a', 'b', 'c'],
-            'patient_id': ['p', None, None],
-            'lesion_id': ['l', 'l', 'm'],
-        }
-    )
-    group = splits.join_groups(table)
+def test_a_group_is_the_patient_else_the_lesion_else_the_image_and_a_lesion_is_never_in_two():
+    table = pd.DataFrame({'image_name': ['a', 'b', 'c'], 'patient_id': ['p', None, None]})
+    assert splits.join_groups(table.assign(lesion_id=['k', 'l', None])).tolist() == ['p', 'l', 'c']
+    group = splits.join_groups(table.assign(lesion_id=['l', 'l', 'm']))
     assert group[0] == group[1] != group[2]
 
 
