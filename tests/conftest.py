@@ -1,6 +1,7 @@
 """What several test files need: a small home with two runs, and the scripts as commands."""
 
 import contextlib
+import hashlib
 import io
 import os
 import runpy
@@ -20,6 +21,12 @@ SHARED = ROOT.parent / 'shared'
 QUICK = ['--arch', 'test_resnet', '--nopretrained', '--size', 64]  # of train.py; --epochs beside it
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may ask a hub
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The hash of every file under a folder, less the locks, which name their last holder."""
+    paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and not p.name.endswith('.lock')]
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 @pytest.fixture(scope='session')

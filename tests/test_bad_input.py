@@ -5,7 +5,6 @@ beside that function.
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -19,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK
+from conftest import QUICK, contents
 from PIL import ExifTags, Image
 
 from lib import callbacks, images, model, tables
@@ -27,12 +26,6 @@ from lib.cli import Stop
 
 TRAIN = [*QUICK, '--epochs', 1]
 TWIN = [*TRAIN, '--seed', 1, '--cutout', '--name', 'twin']  # a run of the fixture `home`
-
-
-def contents(folder: Path) -> dict[str, str]:
-    """The hash of every file under a folder, less the locks, which name their last holder."""
-    paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and not p.name.endswith('.lock')]
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
 # Changes of a file, each a function of its path
