@@ -39,6 +39,13 @@ def from_scale(how: str, total: np.ndarray) -> np.ndarray:
     return expit(total) if how == 'stack' else np.clip(total, 0, 1)
 
 
+def blend(
+    how: str, preds: np.ndarray, weights: Sequence[float], folds: np.ndarray | None = None
+) -> np.ndarray:
+    """The blend (n,) of `preds` (n, k), all rows by the same weights; `folds` as in `to_scale`."""
+    return from_scale(how, to_scale(how, preds, folds) @ weights)
+
+
 def fit(
     how: str, oofs: OofTable, weights: Sequence[float]
 ) -> tuple[Sequence[float], dict[int, Sequence[float]]]:
@@ -74,19 +81,16 @@ def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | N
     """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
     NaN in its own rows. None where `how` fits no weights, so that all folds are blended alike.
 
-    Fitted weights bring a fold's targets into the other folds' blend; whatever is fitted to that
-    blend next, and is to be out of fold, has to go without them. It raises Stop where there are
-    fewer than three folds.
+    Fitted weights bring a fold's targets into the other folds' blend; what is fitted to that blend
+    next has to go without them to be out of fold. Raises, when called: Stop for less than 3 folds.
     """
 
     def blend_without(k: int) -> np.ndarray:
-        others = (oofs.rows.fold != k).to_numpy()
         if oofs.rows.fold.nunique() < 3:
             raise Stop(f'--calibrate with --how {how}, which fits weights too, needs three folds')
-        rest = oofs.take(others)
-        _, fold_weights = fit(how, rest, ())
-        pred = np.full(len(others), np.nan)
-        pred[others] = blend_by_fold(how, rest, fold_weights)
+        others = (oofs.rows.fold != k).to_numpy()
+        rest, pred = oofs.take(others), np.full(len(others), np.nan)
+        pred[others] = blend_by_fold(how, rest, fit(how, rest, ())[1])
         return pred
 
     return blend_without if how in FITTED else None
@@ -96,24 +100,22 @@ def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights (k,) by which the mean of columns has the best AUC, by adding a run at a time, the
     same again if it helps. Source: https://doi.org/10.1145/1015330.1015432 (Caruana et al. 2004)
     """
-    positive, negative = preds[target == 1], preds[target == 0]
 
-    def auc(p: np.ndarray, n: np.ndarray) -> float:
-        """As score.auc, but several times faster: only the benign scores are sorted."""
-        p, n = np.sort(p), np.sort(n)
+    def auc(pred: np.ndarray) -> float:
+        """As score.auc, but several times faster."""
+        p, n = np.sort(pred[target == 1]), np.sort(pred[target == 0])
         below = np.searchsorted(n, p, 'left') + np.searchsorted(n, p, 'right')
         return below.sum() / (2 * len(p) * len(n))
 
-    counts, best = np.zeros(preds.shape[1]), (-1.0, np.zeros(preds.shape[1]))
-    p, n = np.zeros(len(positive)), np.zeros(len(negative))
+    counts, total, best = np.zeros(preds.shape[1]), np.zeros(len(preds)), -1.0
     for _ in range(N_STEPS):
-        aucs = [auc(p + positive[:, j], n + negative[:, j]) for j in range(preds.shape[1])]
+        aucs = [auc(total + pred) for pred in preds.T]
         j = int(np.argmax(aucs))
         counts[j] += 1
-        p, n = p + positive[:, j], n + negative[:, j]
-        if aucs[j] > best[0] + 1e-12:
-            best = (aucs[j], counts.copy())
-    return best[1] / best[1].sum()
+        total += preds[:, j]
+        if aucs[j] > best + 1e-12:
+            best, weights = aucs[j], counts / counts.sum()
+    return weights
 
 
 def stack_weights(scaled: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -142,5 +144,6 @@ def parse_mix(text: str) -> dict[str, float]:
     total = sum(weights.values())
     if not total > 0:
         raise Stop('the weights of --mix are all 0')
-    exact = abs(total - 1) < 1e-9  # as typed, not moved by the last bit
-    return {name: weight if exact else weight / total for name, weight in weights.items()}
+    if abs(total - 1) < 1e-9:
+        return weights  # as typed, not moved by the last bit
+    return {name: weight / total for name, weight in weights.items()}
