@@ -1,7 +1,7 @@
 """Predictions of several runs to one.
 
 Every blend is a weighted sum over the runs: of their predictions, of their ranks, or of their
-logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
+logits. Only the scale and the weights differ.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,16 +34,10 @@ def to_scale(how: str, preds: np.ndarray, folds: np.ndarray | None = None) -> np
     return preds
 
 
-def from_scale(how: str, total: np.ndarray) -> np.ndarray:
-    """A weighted sum (n,) of `to_scale`'s columns as predictions in 0..1."""
+def weigh(how: str, scaled: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """The weighted sum (n,) of `to_scale`'s columns, as predictions in 0..1."""
+    total = scaled @ weights
     return expit(total) if how == 'stack' else np.clip(total, 0, 1)
-
-
-def blend(
-    how: str, preds: np.ndarray, weights: Sequence[float], folds: np.ndarray | None = None
-) -> np.ndarray:
-    """The blend (n,) of `preds` (n, k), all rows by the same weights; `folds` as in `to_scale`."""
-    return from_scale(how, to_scale(how, preds, folds) @ weights)
 
 
 def fit(
@@ -73,13 +67,13 @@ def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[flo
     scaled, fold = to_scale(how, oofs.preds, oofs.folds), oofs.rows.fold.to_numpy()
     pred = np.empty(len(fold))
     for k, weights in fold_weights.items():
-        pred[fold == k] = from_scale(how, scaled[fold == k] @ weights)
+        pred[fold == k] = weigh(how, scaled[fold == k], weights)
     return pred
 
 
 def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
     """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
-    NaN in its own rows. None where `how` fits no weights, so that all folds are blended alike.
+    NaN in its own rows. None where `how` fits no weights.
 
     Fitted weights bring a fold's targets into the other folds' blend; what is fitted to that blend
     next has to go without them to be out of fold. Raises, when called: Stop for less than 3 folds.

@@ -27,11 +27,10 @@ def read_oof(path: Path) -> pd.DataFrame:
     if 'fold' in table:
         is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
         _check_each(path, table, is_fold, 'the fold of {} is not a whole number from 0 up')
-    else:
-        table['fold'] = np.nan
-    for column in ('patient_id', 'group', 'source'):
+    unknown = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
+    for column, dtype in unknown.items():
         if column not in table:
-            table[column] = pd.Series(np.nan, table.index, dtype='str')
+            table[column] = pd.Series(np.nan, table.index, dtype=dtype)
     return table.astype({'target': int}).set_index('image_name', drop=False)
 
 
@@ -61,7 +60,7 @@ def _to_numbers(column: pd.Series) -> pd.Series:
 
 
 def _check_each(path: Path, table: pd.DataFrame, good: pd.Series, sentence: str) -> None:
-    """Raises: Stop that names the first image of `table` that is not `good`, where there is one."""
+    """Raises: Stop that names the first image of `table` that is not `good`."""
     if not good.all():
         raise Stop(f'{path}: {sentence.format(table.image_name[~good].iloc[0])}')
 
@@ -174,20 +173,16 @@ def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> 
 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:
     if differing := set(names) ^ set(others):
-        raise Stop(
-            f'{path} is of other images than the rest: {len(differing)} are in one of them only, '
-            f'such as {min(differing)}'
-        )
+        few = f'{len(differing)} are in one of them only, such as {min(differing)}'
+        raise Stop(f'{path} is of other images than the rest: {few}')
 
 
 def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str) -> None:
     """Raises: Stop where `oof` has another `column` for one of `rows`; both by image_name."""
     differs = oof[column].loc[rows.index].to_numpy() != rows[column].to_numpy()
     if differs.any():
-        raise Stop(
-            f'{path} has another {column} for {differs.sum()} images, such as '
-            f'{rows.image_name[differs].iloc[0]}; it belongs to another folds.csv'
-        )
+        some = f'{differs.sum()} images, such as {rows.image_name[differs].iloc[0]}'
+        raise Stop(f'{path} has another {column} for {some}; it belongs to another folds.csv')
 
 
 def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> None:

@@ -171,14 +171,19 @@ def fit_and_blend(how, runs):
     equal = np.full(len(runs.names), 1 / len(runs.names))
     weights, fold_weights = blending.fit(how, runs, equal)
     oof = blending.blend_by_fold(how, runs, fold_weights)
-    return oof, weights, blending.blend(how, runs.preds, weights, runs.folds)
+    scaled = blending.to_scale(how, runs.preds, runs.folds)
+    return oof, weights, blending.weigh(how, scaled, weights)
+
+
+def blend_test(how, preds, weights):
+    return blending.weigh(how, blending.to_scale(how, preds), weights)
 
 
 def test_the_mean_is_plain():
     runs = three_runs()
     oof, weights, _ = fit_and_blend('mean', runs)
     np.testing.assert_allclose(oof, runs.preds.mean(1), atol=1e-15)
-    np.testing.assert_allclose(blending.blend('mean', runs.preds, weights), oof, atol=1e-15)
+    np.testing.assert_allclose(blend_test('mean', runs.preds, weights), oof, atol=1e-15)
     assert weights.tolist() == [1 / 3] * 3
     compared = comparison.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
     without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
@@ -192,7 +197,7 @@ def test_ranks_are_within_fold_for_oof_and_among_themselves_for_test():
     a, weights, _ = fit_and_blend('rank', runs)
     np.testing.assert_allclose(a, fit_and_blend('rank', high)[0])  # a fold's level is nothing to it
     ranks = pd.DataFrame(runs.preds).rank() - 0.5
-    of_test = blending.blend('rank', runs.preds, weights)
+    of_test = blend_test('rank', runs.preds, weights)
     np.testing.assert_allclose(of_test, ranks.mean(axis=1) / len(ranks))
 
 
@@ -218,10 +223,10 @@ def test_the_stack_is_penalised_logistic_regression_on_logits():
     oof, weights, _ = fit_and_blend('stack', runs)
     x = np.log(runs.preds / (1 - runs.preds))
     model = LogisticRegression(C=blending.STACK_C).fit(x, runs.rows.target)
-    of_test = blending.blend('stack', runs.preds, weights)
+    of_test = blend_test('stack', runs.preds, weights)
     np.testing.assert_allclose(of_test, model.predict_proba(x)[:, 1], atol=1e-4)
     assert auc(runs, oof) > max(auc(runs, runs.preds[:, k]) for k in range(3)) + 0.02
-    assert np.isfinite(blending.blend('stack', np.array([[0.0, 1.0, 0.5]]), weights)).all()
+    assert np.isfinite(blend_test('stack', np.array([[0.0, 1.0, 0.5]]), weights)).all()
 
 
 @pytest.mark.parametrize('how', ['greedy', 'stack'])
