@@ -88,9 +88,8 @@ def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) ->
     table = pd.DataFrame(index=[shorten(name) for name in runs])
     table['weight'] = [f'{run["weight"]:.3f}' for run in runs.values()]
     table['AUC'] = [str(run['auc']) for run in runs.values()]
-    table['less the blend'] = [
-        str(r['difference']) if len(runs) > 1 else '-' for r in runs.values()
-    ]
+    differences = [str(run['difference']) for run in runs.values()]
+    table['less the blend'] = differences if len(runs) > 1 else '-'
     for column, key in (('agreement', 'correlation'), ('without it', 'without')):
         values = [run[key] for run in runs.values()]
         table[column] = ['-' if value is None else f'{value:.4f}' for value in values]

@@ -122,12 +122,11 @@ def _draw_forest(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
         counts = f'{row["images"]} images, {row["melanomas"]} melanomas'
         axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
         if 'auc' in row:
-            value, *interval = row['auc']
-            if interval[0] is not None:
-                axes.plot(interval, [y, y], color=BLUE, linewidth=2)
-                lowest = min(lowest, interval[0])
+            value, low, high = row['auc']
+            if low is not None:
+                axes.plot([low, high], [y, y], color=BLUE, linewidth=2)
             axes.plot(value, y, 'o', color=BLUE, markersize=5)
-            lowest = min(lowest, value)
+            lowest = min(lowest, value if low is None else low)  # low is at most value
     axes.set_yticks(places, rows)
     axes.set(xlim=(lowest - 0.02, 1), ylim=(places[-1] - 0.6, 0.6), xlabel='AUC')
     if 'auc' in rows['all']:

@@ -27,10 +27,8 @@ def read_oof(path: Path) -> pd.DataFrame:
     if 'fold' in table:
         is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
         _check_each(path, table, is_fold, 'the fold of {} is not a whole number from 0 up')
-    unknown = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
-    for column, dtype in unknown.items():
-        if column not in table:
-            table[column] = pd.Series(np.nan, table.index, dtype=dtype)
+    types = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
+    table = table.reindex(columns=[*table, *(c for c in types if c not in table)]).astype(types)
     return table.astype({'target': int}).set_index('image_name', drop=False)
 
 
@@ -101,8 +99,8 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
         known = oofs[0]
         for oof in oofs[1:]:
             known = known.combine_first(oof).loc[known.index]
-    every = set(known.index).union(*(oof.index for oof in oofs))
-    rows = known[known.index.isin(set(known.index).intersection(*(oof.index for oof in oofs)))]
+    images = [set(table.index) for table in (known, *oofs)]
+    rows = known[known.index.isin(set.intersection(*images))]
     if rows.empty:
         raise Stop(f'{", ".join(names)} have no labelled image in common')
     for run, path, oof in zip(runs, paths, oofs, strict=True):
@@ -117,7 +115,7 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
     preds = np.column_stack([oof.pred for oof in oofs])
     folds = np.column_stack([oof.fold.fillna(rows.fold) for oof in oofs])
     rows = rows.drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
-    return OofTable(rows, names, preds, folds, len(every) - len(rows))
+    return OofTable(rows, names, preds, folds, len(set.union(*images)) - len(rows))
 
 
 def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
