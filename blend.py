@@ -55,8 +55,8 @@ def main(
         oof = oofs.rows.assign(pred=lib.blending.blend_by_fold(how, oofs, fold_weights))
     if tests is not None:
         scores['test_correlations'] = lib.comparison.rank_correlations(tests.to_numpy())
-        total = lib.blending.to_scale(how, tests.to_numpy()) @ weights
-        pred = lib.blending.from_scale(how, total)
+        scaled = lib.blending.to_scale(how, tests.to_numpy())
+        pred = lib.blending.weigh(how, scaled, weights)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
     blend['weights'] = dict(zip(names, weights, strict=False))
     if how == 'stack':
@@ -88,8 +88,8 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     print(lib.comparison.format_runs(scores['runs'], scores['best_run']))
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
-        total = lib.blending.to_scale(how, oofs.preds, oofs.folds) @ weights
-        scores['naive'] = lib.score.auc(oof.target, lib.blending.from_scale(how, total))
+        scaled = lib.blending.to_scale(how, oofs.preds, oofs.folds)
+        scores['naive'] = lib.score.auc(oof.target, lib.blending.weigh(how, scaled, weights))
         print(f'weights fitted and scored on the same images: {scores["naive"]:.4f}, optimistic')
     scores['floor'] = lib.shortcuts.measure(oof)
     print(lib.shortcuts.describe(scores['floor']))

@@ -1,7 +1,7 @@
 """Predictions of several runs to one.
 
 Every blend is a weighted sum over the runs: of their predictions, of their ranks, or of their
-logits. Only the scale and the weights differ: `to_scale`, weights, `from_scale`.
+logits. Only the scale and the weights differ.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,8 +34,9 @@ def to_scale(how: str, preds: np.ndarray, folds: np.ndarray | None = None) -> np
     return preds
 
 
-def from_scale(how: str, total: np.ndarray) -> np.ndarray:
-    """A weighted sum (n,) of `to_scale`'s columns as predictions in 0..1."""
+def weigh(how: str, scaled: np.ndarray, weights: Sequence[float]) -> np.ndarray:
+    """The weighted sum (n,) of `to_scale`'s columns, as predictions in 0..1."""
+    total = scaled @ weights
     return expit(total) if how == 'stack' else np.clip(total, 0, 1)
 
 
@@ -66,27 +67,24 @@ def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[flo
     scaled, fold = to_scale(how, oofs.preds, oofs.folds), oofs.rows.fold.to_numpy()
     pred = np.empty(len(fold))
     for k, weights in fold_weights.items():
-        pred[fold == k] = from_scale(how, scaled[fold == k] @ weights)
+        pred[fold == k] = weigh(how, scaled[fold == k], weights)
     return pred
 
 
 def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
     """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
-    NaN in its own rows. None where `how` fits no weights, so that all folds are blended alike.
+    NaN in its own rows. None where `how` fits no weights.
 
-    Fitted weights bring a fold's targets into the other folds' blend; whatever is fitted to that
-    blend next, and is to be out of fold, has to go without them. It raises Stop where there are
-    fewer than three folds.
+    Fitted weights bring a fold's targets into the other folds' blend; what is fitted to that blend
+    next has to go without them to be out of fold. Raises, when called: Stop for less than 3 folds.
     """
 
     def blend_without(k: int) -> np.ndarray:
-        others = (oofs.rows.fold != k).to_numpy()
         if oofs.rows.fold.nunique() < 3:
             raise Stop(f'--calibrate with --how {how}, which fits weights too, needs three folds')
-        rest = oofs.take(others)
-        _, fold_weights = fit(how, rest, ())
-        pred = np.full(len(others), np.nan)
-        pred[others] = blend_by_fold(how, rest, fold_weights)
+        others = (oofs.rows.fold != k).to_numpy()
+        rest, pred = oofs.take(others), np.full(len(others), np.nan)
+        pred[others] = blend_by_fold(how, rest, fit(how, rest, ())[1])
         return pred
 
     return blend_without if how in FITTED else None
@@ -96,24 +94,22 @@ def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights (k,) by which the mean of columns has the best AUC, by adding a run at a time, the
     same again if it helps. Source: https://doi.org/10.1145/1015330.1015432 (Caruana et al. 2004)
     """
-    positive, negative = preds[target == 1], preds[target == 0]
 
-    def auc(p: np.ndarray, n: np.ndarray) -> float:
-        """As score.auc, but several times faster: only the benign scores are sorted."""
-        p, n = np.sort(p), np.sort(n)
+    def auc(pred: np.ndarray) -> float:
+        """As score.auc, but several times faster."""
+        p, n = np.sort(pred[target == 1]), np.sort(pred[target == 0])
         below = np.searchsorted(n, p, 'left') + np.searchsorted(n, p, 'right')
         return below.sum() / (2 * len(p) * len(n))
 
-    counts, best = np.zeros(preds.shape[1]), (-1.0, np.zeros(preds.shape[1]))
-    p, n = np.zeros(len(positive)), np.zeros(len(negative))
+    counts, total, best = np.zeros(preds.shape[1]), np.zeros(len(preds)), -1.0
     for _ in range(N_STEPS):
-        aucs = [auc(p + positive[:, j], n + negative[:, j]) for j in range(preds.shape[1])]
+        aucs = [auc(total + pred) for pred in preds.T]
         j = int(np.argmax(aucs))
         counts[j] += 1
-        p, n = p + positive[:, j], n + negative[:, j]
-        if aucs[j] > best[0] + 1e-12:
-            best = (aucs[j], counts.copy())
-    return best[1] / best[1].sum()
+        total += preds[:, j]
+        if aucs[j] > best + 1e-12:
+            best, weights = aucs[j], counts / counts.sum()
+    return weights
 
 
 def stack_weights(scaled: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -142,5 +138,6 @@ def parse_mix(text: str) -> dict[str, float]:
     total = sum(weights.values())
     if not total > 0:
         raise Stop('the weights of --mix are all 0')
-    exact = abs(total - 1) < 1e-9  # as typed, not moved by the last bit
-    return {name: weight if exact else weight / total for name, weight in weights.items()}
+    if abs(total - 1) < 1e-9:
+        return weights  # as typed, not moved by the last bit
+    return {name: weight / total for name, weight in weights.items()}

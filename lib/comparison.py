@@ -14,10 +14,7 @@ from lib.summary import format_table, shorten
 
 
 def rank_correlations(preds: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each two columns of `preds` (n, k): (k, k).
-
-    A constant column agrees with nothing: 0.
-    """
+    """Spearman's correlation of each two columns of `preds` (n, k): (k, k); 0 for a constant."""
     if len(preds) < 2:
         return np.eye(preds.shape[1])
     ranks = pd.DataFrame(preds).rank()
@@ -28,10 +25,7 @@ def rank_correlations(preds: np.ndarray) -> np.ndarray:
 
 
 def compare_runs(
-    how: str,
-    oofs: OofTable,
-    weights: Sequence[float],
-    fold_weights: dict[int, Sequence[float]],
+    how: str, oofs: OofTable, weights: Sequence[float], fold_weights: dict[int, Sequence[float]]
 ) -> dict[str, dict[str, Any]]:
     """What each run is worth: by its name, its `auc` with interval, its AUC less the blend's
     (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
@@ -47,13 +41,11 @@ def compare_runs(
 
     def auc_without(run: int) -> float | None:
         """The others keep their weights. None where nothing is left, or there is one class only."""
-        rest = {fold: np.array(w) for fold, w in fold_weights.items()}
-        for w in rest.values():
-            w[run] = 0
-            if w[:k].sum() <= 0 or len(np.unique(target)) < 2:
-                return None
-            if how != 'stack':
-                w /= w.sum()
+        rest = {fold: np.where(np.arange(len(w)) == run, 0, w) for fold, w in fold_weights.items()}
+        if min(w[:k].sum() for w in rest.values()) <= 0 or len(np.unique(target)) < 2:
+            return None
+        if how != 'stack':
+            rest = {fold: w / w.sum() for fold, w in rest.items()}
         return score.auc(target, blend_by_fold(how, oofs, rest))
 
     return {
@@ -72,16 +64,14 @@ def compare_runs(
 def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """The blend's AUC less that of the best single `run` of `compare_runs`: its `difference`.
 
-    It is conservative, since the run is picked by the AUC that it is compared by. None where there
-    is one run only, or one class.
+    None where there is one run only, or one class.
     """
     if len(runs) < 2 or any(run['auc'].value is None for run in runs.values()):
         return None
     name = max(runs, key=lambda name: runs[name]['auc'].value)
     value, low, high, p = runs[name]['difference']
-    if low is None:
-        return {'run': name, 'difference': Difference(-value)}
-    return {'run': name, 'difference': Difference(-value, -high, -low, p)}
+    turned = Difference(-value) if low is None else Difference(-value, -high, -low, p)
+    return {'run': name, 'difference': turned}
 
 
 def describe_best_run(best: dict[str, Any]) -> str:
@@ -95,19 +85,13 @@ def describe_best_run(best: dict[str, Any]) -> str:
 
 def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
     """Text: a row a run of `compare_runs`, and the sentence of `compare_with_best_run`."""
-
-    def digits(value: float | None) -> str:
-        return '-' if value is None else f'{value:.4f}'
-
-    rows = [
-        {
-            'weight': f'{run["weight"]:.3f}',
-            'AUC': str(run['auc']),
-            'less the blend': str(run['difference']) if len(runs) > 1 else '-',
-            'agreement': digits(run['correlation']),
-            'without it': digits(run['without']),
-        }
-        for run in runs.values()
-    ]
-    table = format_table(pd.DataFrame(rows, index=[shorten(name) for name in runs]))
-    return f'{table}\n{describe_best_run(best)}' if best else table
+    table = pd.DataFrame(index=[shorten(name) for name in runs])
+    table['weight'] = [f'{run["weight"]:.3f}' for run in runs.values()]
+    table['AUC'] = [str(run['auc']) for run in runs.values()]
+    differences = [str(run['difference']) for run in runs.values()]
+    table['less the blend'] = differences if len(runs) > 1 else '-'
+    for column, key in (('agreement', 'correlation'), ('without it', 'without')):
+        values = [run[key] for run in runs.values()]
+        table[column] = ['-' if value is None else f'{value:.4f}' for value in values]
+    text = format_table(table)
+    return f'{text}\n{describe_best_run(best)}' if best else text

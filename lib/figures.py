@@ -18,16 +18,13 @@ from lib.score import resample
 from lib.summary import MIN_CLASS, shorten
 
 INK = '#010203'  # becomes the page's own colour of text, light or dark
+LINE = {'color': INK, 'linewidth': 0.8, 'linestyle': ':'}  # of chance, or of all rows
 N_BAND_DRAWS = 200
 SIZE = (5.4, 4.2)  # inches
 STYLE = {
-    'text.color': INK,
-    'axes.labelcolor': INK,
-    'axes.edgecolor': INK,
-    'xtick.color': INK,
-    'ytick.color': INK,
-    'axes.spines.top': False,
-    'axes.spines.right': False,
+    **dict.fromkeys(['text.color', 'axes.labelcolor', 'axes.edgecolor'], INK),
+    **dict.fromkeys(['xtick.color', 'ytick.color'], INK),
+    **dict.fromkeys(['axes.spines.top', 'axes.spines.right'], False),
     'font.size': 11,
     'svg.hashsalt': 'report',  # the same page from the same files
     'svg.fonttype': 'none',  # text stays text: the browser has fonts for names that ours lack
@@ -36,13 +33,13 @@ STYLE = {
 
 
 def to_svg(
-    title: str, draw: Callable[[Axes], None], size: tuple[float, float] = SIZE, note: str = ''
+    title: str, draw: Callable[..., None], *args: Any, size: Sequence[float] = SIZE, note: str = ''
 ) -> dict[str, str]:
-    """What `draw(axes)` draws, as `svg`, with its `title`, a `note`, and its width in `points`."""
+    """`draw(axes, *args)` as `svg`, with its `title`, a `note`, and its width in `points`."""
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # as of Chinese names
         figure = Figure(figsize=size, layout='constrained')
-        draw(figure.add_subplot())
+        draw(figure.add_subplot(), *args)
         text = io.StringIO()
         figure.savefig(text, format='svg', transparent=True, metadata={'Date': None})
     svg = text.getvalue()
@@ -56,34 +53,27 @@ def to_svg(
 def of_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, str]]:
     """ROC, precision and recall, AUC by subgroup, reliability, histogram, of one blend's `oof`."""
     target, pred = oof.target.to_numpy(), oof.pred.to_numpy()
-    figures = []
+    summary, facts, figures = scores['summary'], scores['probability'], []
     if len(np.unique(target)) == 2:
         curves = curves_with_bands(target, pred, oof.group)
-        unit = scores['summary']['resampling_unit']
-        note = f'The band holds 95 % of {N_BAND_DRAWS} draws of {unit}.'
-
-        def roc(axes: Axes) -> None:
-            _draw_curve(axes, curves['grid'], curves['roc'], [0, 1])
-            axes.set(xlabel='false positive rate', ylabel='sensitivity (true positive rate)')
-
-        def precision(axes: Axes) -> None:
-            _draw_curve(axes, curves['grid'], curves['precision'], [target.mean()] * 2)
-            axes.set(xlabel='recall (sensitivity)', ylabel='precision')
-
-        figures += [to_svg('ROC curve', roc, note=note)]
-        figures += [to_svg('Precision-recall curve', precision, note=note)]
-    rows = _forest_rows(scores['summary'])
-    note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
+        note = f'The band holds 95 % of {N_BAND_DRAWS} draws of {summary["resampling_unit"]}.'
+        labels = ('false positive rate', 'sensitivity (true positive rate)')
+        args = (curves['grid'], curves['roc'], [0, 1], labels)
+        figures.append(to_svg('ROC curve', _draw_curve, *args, note=note))
+        labels = ('recall (sensitivity)', 'precision')
+        args = (curves['grid'], curves['precision'], [target.mean()] * 2, labels)
+        figures.append(to_svg('Precision-recall curve', _draw_curve, *args, note=note))
+    rows = {'all': summary['pooled']} | {f'fold {k}': row for k, row in summary['folds'].items()}
+    for kind, subgroups in summary['subgroups'].items():
+        rows |= {f'{kind}: {value}': row for value, row in subgroups.items()}
     size = (6, 0.9 + 0.27 * len(rows))
+    note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
     title = 'AUC by fold, source and subgroup'
-    figures.append(to_svg(title, lambda axes: _draw_forest(axes, rows), size, note))
-    facts = scores['probability']
+    figures.append(to_svg(title, _draw_forest, rows, size=size, note=note))
     if 'before' in facts:
         note = 'Each bin holds as many images; on the line, probabilities are rates.'
-        title = 'Reliability, before and after'
-        figures.append(to_svg(title, lambda axes: _draw_reliability(axes, facts), note=note))
-    figures.append(to_svg('Predictions', lambda axes: _draw_histogram(axes, target, pred)))
-    return figures
+        figures.append(to_svg('Reliability, before and after', _draw_reliability, facts, note=note))
+    return [*figures, to_svg('Predictions', _draw_histogram, target, pred)]
 
 
 def curves_with_bands(
@@ -117,45 +107,37 @@ def curves_with_bands(
     return {'grid': grid, 'roc': roc, 'precision': precision}
 
 
-def _draw_curve(axes: Axes, grid: np.ndarray, curve: np.ndarray, chance: Sequence[float]) -> None:
-    axes.plot([0, 1], chance, color=INK, linewidth=0.8, linestyle=':')
+def _draw_curve(
+    axes: Axes, grid: np.ndarray, curve: np.ndarray, chance: list[float], labels: tuple[str, str]
+) -> None:
+    axes.plot([0, 1], chance, **LINE)
     axes.fill_between(grid, curve[:, 1], curve[:, 2], color=BLUE, alpha=0.3, linewidth=0)
     axes.plot(grid, curve[:, 0], color=BLUE)
-    axes.set(xlim=(0, 1), ylim=(0, 1.01))
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=labels[0], ylabel=labels[1])
 
 
-def _forest_rows(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    rows = [('all', summary['pooled'])]
-    rows += [(f'fold {k}', figures) for k, figures in summary['folds'].items()]
-    for kind, subgroups in summary['subgroups'].items():
-        rows += [(f'{kind}: {value}', figures) for value, figures in subgroups.items()]
-    return rows
-
-
-def _draw_forest(axes: Axes, rows: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    places = -np.arange(len(rows))
-    lowest = 0.95
-    for y, (_, figures) in zip(places, rows, strict=True):
-        counts = f'{figures["images"]} images, {figures["melanomas"]} melanomas'
+def _draw_forest(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
+    places, lowest = -np.arange(len(rows)), 0.95
+    for y, row in zip(places, rows.values(), strict=True):
+        counts = f'{row["images"]} images, {row["melanomas"]} melanomas'
         axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
-        if 'auc' not in figures:
-            continue
-        value, low, high = figures['auc']
-        if low is not None:
-            axes.plot([low, high], [y, y], color=BLUE, linewidth=2)
-        axes.plot(value, y, 'o', color=BLUE, markersize=5)
-        lowest = min(lowest, value, value if low is None else low)
-    axes.set_yticks(places, [label for label, _ in rows])
+        if 'auc' in row:
+            value, low, high = row['auc']
+            if low is not None:
+                axes.plot([low, high], [y, y], color=BLUE, linewidth=2)
+            axes.plot(value, y, 'o', color=BLUE, markersize=5)
+            lowest = min(lowest, value if low is None else low)  # low is at most value
+    axes.set_yticks(places, rows)
     axes.set(xlim=(lowest - 0.02, 1), ylim=(places[-1] - 0.6, 0.6), xlabel='AUC')
-    if 'auc' in rows[0][1]:
-        axes.axvline(rows[0][1]['auc'][0], color=INK, linewidth=0.8, linestyle=':')
+    if 'auc' in rows['all']:
+        axes.axvline(rows['all']['auc'][0], **LINE)
 
 
 def _draw_reliability(axes: Axes, facts: dict[str, Any]) -> None:
     root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)  # gives small probabilities room
     axes.set_xscale('function', functions=root)
     axes.set_yscale('function', functions=root)
-    axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=':')
+    axes.plot([0, 1], [0, 1], **LINE)
     for name, colour, marker in (('before', RED, 's'), ('after', BLUE, 'o')):
         x, y = ([b[c] for b in facts[f'bins_{name}']] for c in ('predicted', 'observed'))
         label = f'{name}, Brier {facts[name]["brier"]:.4f}'
@@ -164,8 +146,8 @@ def _draw_reliability(axes: Axes, facts: dict[str, Any]) -> None:
     axes.set_xticks(ticks, ticks)
     axes.set_yticks(ticks, ticks)
     axes.tick_params(axis='x', labelsize=9)
-    axes.set(xlim=(0, 1), ylim=(0, 1))
-    axes.set(xlabel='predicted probability', ylabel='observed rate of melanomas')
+    axes.set(xlim=(0, 1), xlabel='predicted probability')
+    axes.set(ylim=(0, 1), ylabel='observed rate of melanomas')
     axes.legend(frameon=False)
 
 
@@ -175,7 +157,7 @@ def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray) -> None:
         if len(of_class):
             weights = np.full(len(of_class), 1 / len(of_class))
             style = {'color': colour, 'histtype': 'stepfilled', 'alpha': 0.45, 'label': name}
-            axes.hist(of_class, bins=np.linspace(0, 1, 41), weights=weights, **style)
+            axes.hist(of_class, np.linspace(0, 1, 41), weights=weights, **style)
     axes.set(xlabel='pred', ylabel='share of the class', xlim=(0, 1))
     axes.legend(frameon=False)
 
@@ -193,33 +175,27 @@ def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
         axes.set_yticks(range(k), [f'{shorten(name)}  {i + 1}' for i, name in enumerate(names)])
 
     side = 1.6 + 0.42 * k
-    return to_svg('Rank correlation of the runs', draw, (side + 2, side))
+    return to_svg('Rank correlation of the runs', draw, size=(side + 2, side))
 
 
 def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that we trained."""
-    histories = {
-        name: [pd.read_csv(path) for path in sorted(run.glob('fold*/history.csv'))]
-        for name, run in runs.items()
-    }
-    histories = {name: folds for name, folds in histories.items() if folds}
-    colours = matplotlib.colormaps['tab10'].colors
-
-    def draw(axes: Axes, column: str) -> None:
-        for i, (name, folds) in enumerate(histories.items()):
-            for k, history in enumerate(folds):
-                label = shorten(name) if k == 0 else None
-                style = {'color': colours[i % 10], 'linewidth': 1.2, 'label': label}
-                axes.plot(history.epoch, history[column], **style)
-        axes.set(xlabel='epoch')
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if len(histories) <= 8:
-            axes.legend(frameon=False, fontsize=9)
-
+    paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
+    histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}
     note = 'A line a fold; on its melanomas and a sample of its benign images.'
-    columns = {'Held-out AUC by epoch': 'auc', 'Held-out loss by epoch': 'valid_loss'}
     return [
-        to_svg(title, lambda axes, column=column: draw(axes, column), note=note)
-        for title, column in columns.items()
+        to_svg(f'Held-out {name} by epoch', _draw_histories, histories, column, note=note)
+        for name, column in (('AUC', 'auc'), ('loss', 'valid_loss'))
         if histories
     ]
+
+
+def _draw_histories(axes: Axes, histories: dict[str, list[pd.DataFrame]], column: str) -> None:
+    for i, (name, folds) in enumerate(histories.items()):
+        for k, history in enumerate(folds):
+            label = shorten(name) if k == 0 else None
+            axes.plot(history.epoch, history[column], color=f'C{i}', linewidth=1.2, label=label)
+    axes.set(xlabel='epoch')
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    if len(histories) <= 8:
+        axes.legend(frameon=False, fontsize=9)

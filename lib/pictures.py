@@ -23,8 +23,8 @@ def draw_range_test(
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.add_subplot()
     axes.plot(lrs, losses, color=BLUE)
-    for rate, name, style in ((lr_min, 'lr_min', ':'), (lr_max, 'lr_max', '--')):
-        axes.axvline(rate, color=RED, linestyle=style, label=f'--{name} {rate:.1e}')
+    axes.axvline(lr_min, color=RED, linestyle=':', label=f'--lr_min {lr_min:.1e}')
+    axes.axvline(lr_max, color=RED, linestyle='--', label=f'--lr_max {lr_max:.1e}')
     # the divergence at the end would flatten the rest of the curve
     low, high = losses.min(), losses[: max(2, len(losses) // 4)].max()
     axes.set_ylim(low - 0.3 * (high - low), high + 1.5 * (high - low))
@@ -56,16 +56,14 @@ def draw_batch(
 
     `x`: (B, 3, H, W) float, augmented and normalized with `mean` and `std`; `y`: (B,) 0/1.
     """
-    x, y, n = x.cpu().numpy(), y.cpu().numpy(), min(len(x), 16)
-    columns = min(n, 8)
-    figure = Figure(figsize=(1.8 * columns, 2 * -(-n // columns)), layout='constrained')
-    grid = np.ravel(figure.subplots(-(-n // columns), columns, squeeze=False))
-    for axes in grid:
-        axes.axis('off')
-    shown = np.clip(np.moveaxis(x, 1, 3) * std + mean, 0, 1)
-    for axes, image, target in zip(grid, shown[:n], y, strict=False):
+    shown = np.clip(np.moveaxis(x[:16].cpu().numpy(), 1, 3) * std + mean, 0, 1)
+    lines = -(-len(shown) // 8)
+    figure = Figure(figsize=(1.8 * min(len(shown), 8), 2 * lines), layout='constrained')
+    for i, image in enumerate(shown):
+        axes = figure.add_subplot(lines, min(len(shown), 8), i + 1)
         axes.imshow(image)
-        axes.set_title('melanoma' if target else 'benign', fontsize=9)
+        axes.axis('off')
+        axes.set_title('melanoma' if y[i] else 'benign', fontsize=9)
     _save(figure, path)
 
 

@@ -27,30 +27,28 @@ def read_oof(path: Path) -> pd.DataFrame:
     if 'fold' in table:
         is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
         _check_each(path, table, is_fold, 'the fold of {} is not a whole number from 0 up')
-    else:
-        table['fold'] = np.nan
-    for column in ('patient_id', 'group', 'source'):
-        if column not in table:
-            table[column] = pd.Series(np.nan, table.index, dtype='str')
-    table = table.assign(target=table.target.astype(int), pred=_read_pred(path, table))
-    return table.set_index('image_name', drop=False)
+    types = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
+    table = table.reindex(columns=[*table, *(c for c in types if c not in table)]).astype(types)
+    return table.astype({'target': int}).set_index('image_name', drop=False)
 
 
 def read_test(path: Path) -> pd.Series:
     """A run's test predictions by image_name: the column pred, or the target of a submission."""
-    table = _read(path, ['image_name'])
+    return _read(path, ['image_name']).set_index('image_name').pred
+
+
+def _read(path: Path, columns: list[str]) -> pd.DataFrame:
+    """The table in `path` as text, but `pred` as float; a submission calls it target."""
+    table = read_csv(path, columns)
     if 'pred' not in table:
         table = table.rename(columns={'target': 'pred'})
     if 'pred' not in table:
         raise Stop(f'{path} lacks the column pred; it has {", ".join(table)}')
-    return _read_pred(path, table).set_axis(table.image_name)
-
-
-def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    table = read_csv(path, columns)
     if table.image_name.isna().any():
         raise Stop(f'{path} has a row without image_name')
     _check_each(path, table, ~table.image_name.duplicated(), 'it holds {} more than once')
+    table['pred'] = _to_numbers(table.pred)
+    _check_each(path, table, np.isfinite(table.pred), 'the prediction for {} is no number')
     return table
 
 
@@ -59,14 +57,8 @@ def _to_numbers(column: pd.Series) -> pd.Series:
     return pd.to_numeric(column, errors='coerce').astype(float)
 
 
-def _read_pred(path: Path, table: pd.DataFrame) -> pd.Series:
-    pred = _to_numbers(table.pred)
-    _check_each(path, table, np.isfinite(pred), 'the prediction for {} is no number')
-    return pred
-
-
 def _check_each(path: Path, table: pd.DataFrame, good: pd.Series, sentence: str) -> None:
-    """Raises: Stop that names the first image of `table` that is not `good`, where there is one."""
+    """Raises: Stop that names the first image of `table` that is not `good`."""
     if not good.all():
         raise Stop(f'{path}: {sentence.format(table.image_name[~good].iloc[0])}')
 
@@ -97,33 +89,33 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
 
     Raises: Stop where the runs share no image, or differ on a target.
     """
-    if not all((run.folder / 'oof.csv').exists() for run in runs):
+    paths = [run.folder / 'oof.csv' for run in runs]
+    if not all(path.exists() for path in paths):
         return None
-    oofs = {run: read_oof(run.folder / 'oof.csv') for run in runs}
+    oofs, names = [read_oof(path) for path in paths], [run.name for run in runs]
     if labelled is not None:
-        rows = labelled.set_index('image_name', drop=False)
+        known = labelled.set_index('image_name', drop=False)
     else:
-        rows, *others = oofs.values()
-        for oof in others:
-            rows = rows.combine_first(oof).loc[rows.index]
-    every = set(rows.index).union(*(oof.index for oof in oofs.values()))
-    shared = set(rows.index).intersection(*(oof.index for oof in oofs.values()))
-    if not shared:
-        raise Stop(f'{", ".join(run.name for run in runs)} have no labelled image in common')
-    for run, oof in oofs.items():
-        path = run.folder / 'oof.csv'
+        known = oofs[0]
+        for oof in oofs[1:]:
+            known = known.combine_first(oof).loc[known.index]
+    images = [set(table.index) for table in (known, *oofs)]
+    rows = known[known.index.isin(set.intersection(*images))]
+    if rows.empty:
+        raise Stop(f'{", ".join(names)} have no labelled image in common')
+    for run, path, oof in zip(runs, paths, oofs, strict=True):
         if labelled is not None and run.is_trained_here:
-            used = rows[~rows.index.isin(run.skipped)]
+            used = known[~known.index.isin(run.skipped)]
             _check_same_images(path, oof.index, used.index)
             _check_equal(path, used, oof, 'fold')
-        _check_equal(path, rows[rows.index.isin(shared)], oof, 'target')
+        _check_equal(path, rows, oof, 'target')
 
-    rows = _with_groups_and_folds(rows[rows.index.isin(shared)].reset_index(drop=True))
-    oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs.values()]
+    rows = _with_groups_and_folds(rows.reset_index(drop=True))
+    oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs]
     preds = np.column_stack([oof.pred for oof in oofs])
     folds = np.column_stack([oof.fold.fillna(rows.fold) for oof in oofs])
     rows = rows.drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
-    return OofTable(rows, [run.name for run in runs], preds, folds, len(every) - len(shared))
+    return OofTable(rows, names, preds, folds, len(set.union(*images)) - len(rows))
 
 
 def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
@@ -151,27 +143,26 @@ def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame |
     paths = [run.folder / 'test.csv' for run in runs]
     if not any(path.exists() for path in paths) or (test is not None and test.empty):
         return None
-    preds = {path: read_test(path) for path in paths}
-    names = preds[paths[0]].index if test is None else pd.Index(test.image_name)
-    for path, pred in preds.items():
+    preds = [read_test(path) for path in paths]
+    names = preds[0].index if test is None else pd.Index(test.image_name)
+    for path, pred in zip(paths, preds, strict=True):
         _check_same_images(path, pred.index, names)
-    columns = {path.parent.name: pred.loc[names] for path, pred in preds.items()}
-    return pd.DataFrame(columns, index=names)
+    return pd.concat([pred.loc[names] for pred in preds], axis=1, keys=[run.name for run in runs])
 
 
 def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
     """Raises: Stop that lists all files with predictions outside of 0..1, unless `how` is rank."""
-    if how == 'rank':  # it asks for their order alone
-        return
-    tables = {} if oofs is None else {'oof.csv': pd.DataFrame(oofs.preds, columns=oofs.names)}
-    tables |= {} if tests is None else {'test.csv': tests}
-    outside = []
-    for file, preds in tables.items():
-        for name, pred in preds.items():
-            if n := int((~pred.between(0, 1)).sum()):
-                span = f'{pred.min():.4g} to {pred.max():.4g}'
-                outside.append(f'{name}/{file}: {n} of {len(pred)}, which go from {span}')
-    if outside:
+    preds = {}
+    if oofs is not None:
+        preds |= dict(zip([f'{name}/oof.csv' for name in oofs.names], oofs.preds.T, strict=True))
+    if tests is not None:
+        preds |= dict(tests.add_suffix('/test.csv').items())
+    outside = [
+        f'{file}: {n} of {len(pred)}, which go from {pred.min():.4g} to {pred.max():.4g}'
+        for file, pred in preds.items()
+        if (n := ((pred < 0) | (pred > 1)).sum())
+    ]
+    if outside and how != 'rank':
         raise Stop(
             f'these predictions are not between 0 and 1: {"; ".join(outside)}. Take --how rank, '
             'which asks for their order alone, or leave these runs out with --only'
@@ -180,28 +171,22 @@ def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> 
 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:
     if differing := set(names) ^ set(others):
-        raise Stop(
-            f'{path} is of other images than the rest: {len(differing)} are in one of them only, '
-            f'such as {min(differing)}'
-        )
+        few = f'{len(differing)} are in one of them only, such as {min(differing)}'
+        raise Stop(f'{path} is of other images than the rest: {few}')
 
 
 def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str) -> None:
     """Raises: Stop where `oof` has another `column` for one of `rows`; both by image_name."""
     differs = oof[column].loc[rows.index].to_numpy() != rows[column].to_numpy()
     if differs.any():
-        raise Stop(
-            f'{path} has another {column} for {differs.sum()} images, such as '
-            f'{rows.image_name[differs].iloc[0]}; it belongs to another folds.csv'
-        )
+        some = f'{differs.sum()} images, such as {rows.image_name[differs].iloc[0]}'
+        raise Stop(f'{path} has another {column} for {some}; it belongs to another folds.csv')
 
 
 def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> None:
     """Write a blend's oof.csv and test.csv; delete the one that this blend does not have."""
-    if oof is not None:
-        oof = oof[[c for c in [*OOF_COLUMNS, 'pred', 'prob'] if c in oof]]
     for name, rows in (('oof.csv', oof), ('test.csv', test)):
-        if rows is not None:
-            files.write_csv(folder / name, rows)
-        else:
+        if rows is None:
             (folder / name).unlink(missing_ok=True)
+        else:
+            files.write_csv(folder / name, rows.filter([*OOF_COLUMNS, 'pred', 'prob']))

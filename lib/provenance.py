@@ -13,16 +13,13 @@ from lib.runs import Run
 
 
 def check_free(run: Run, blend: dict[str, Any]) -> None:
-    """Raises: Stop where `blend` cannot be kept in `run`: it is one of its runs, or another's.
-
-    `blend`: what its blend.json will say; the same blend may be made again.
-    """
+    """Raises: Stop where a blend, of which blend.json will say `blend`, cannot be kept in `run`."""
     if run.name in blend['runs']:
         raise Stop(f'--name {run.name} is one of the runs that are blended; choose another')
     if run.blend:
         flags = ('how', 'mix', 'runs', 'calibrate', 'prior')
-        if differing := [k for k in flags if run.blend.get(k) != blend[k]]:
-            pairs = ', '.join(f'{k} {run.blend.get(k)!r} (now {blend[k]!r})' for k in differing)
+        was = {k: run.blend.get(k) for k in flags if run.blend.get(k) != blend[k]}
+        if pairs := ', '.join(f'{k} {value!r} (now {blend[k]!r})' for k, value in was.items()):
             raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
     elif run.folder.exists() and any(run.folder.iterdir()):
         raise Stop(f'{run} is there already and no blend; choose another --name')
@@ -64,11 +61,9 @@ def hash_predictions(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
     It is of the names and of `pred` as text, and not of `prob`, which follows from them.
     """
     hashes: dict[str, dict[str, str]] = {run.name: {} for run in runs}
-    for run in runs:
-        for path in (run.folder / 'oof.csv', run.folder / 'test.csv'):
-            if path.exists():
-                table = tables.read_csv(path, ['image_name'])
-                text = table.filter(['image_name', 'pred' if 'pred' in table else 'target'])
-                digest = hashlib.sha256(text.to_csv().encode())
-                hashes[run.name][path.name] = digest.hexdigest()
+    for path in (run.folder / name for run in runs for name in ('oof.csv', 'test.csv')):
+        if path.exists():
+            table = tables.read_csv(path, ['image_name'])
+            text = table.filter(['image_name', 'pred' if 'pred' in table else 'target']).to_csv()
+            hashes[path.parent.name][path.name] = hashlib.sha256(text.encode()).hexdigest()
     return hashes

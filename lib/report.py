@@ -2,7 +2,6 @@
 
 import base64
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,83 +27,58 @@ def write(home: Path) -> str:
 
     Returns: a line that says where it lies.
     """
-    folder = home / 'report'
-    scores = files.read_json(folder / 'scores.json')
+    path = home / 'report' / 'index.html'
+    scores = files.read_json(path.with_name('scores.json'))
     runs = {name: home / 'runs' / name for name in scores['blend']['runs']}
-    page = {'scores': scores, 'names': list(runs), 'figures': [], 'sheets': []}
-    page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
+    pictures, sheets, rho = [], [], scores.get('test_correlations')
     if 'summary' in scores:
-        oof = pd.read_csv(folder / 'oof.csv', dtype={'image_name': str})
-        page['floor'] = shortcuts.describe(scores['floor'])
-        page['probability'] = calibration.describe(scores['probability'])
-        page['figures'] = figures.of_predictions(oof, scores)
-        page['sheets'] = _sheets(oof, home / 'folds.csv', _threshold(oof))
-    best = scores.get('best_run')
-    page['best'] = comparison.describe_best_run(best) if best else None
+        oof = pd.read_csv(path.with_name('oof.csv'), dtype={'image_name': str})
+        pictures, sheets = figures.of_predictions(oof, scores), _sheets(oof, home / 'folds.csv')
+        rho = [run['correlations'] for run in scores['runs'].values()]
     if len(runs) > 1:
-        rho = scores.get('test_correlations')
-        if 'runs' in scores:
-            rho = [run['correlations'] for run in scores['runs'].values()]
-        page['figures'].append(figures.of_correlations(list(runs), np.array(rho)))
-    page['figures'] += figures.of_histories(runs)
+        pictures.append(figures.of_correlations(list(runs), np.array(rho)))
+    pictures += figures.of_histories(runs)
+    page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
+    page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
+    page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
     page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
-    text = _template().render(page)
-    files.write_text(folder / 'index.html', text)
-    return f'{folder / "index.html"}: the report'
-
-
-def _template():
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-
-    def estimate(saved: Sequence[float] | None) -> str:
-        return str(score.Estimate(*(saved or [None])))
-
-    def difference(saved: Sequence[float] | None) -> str:
-        return str(score.Difference(*(saved or [None])))
-
-    environment.filters |= {'estimate': estimate, 'difference': difference}
-    return environment.get_template('report.html')
+    loader = FileSystemLoader(Path(__file__).parent)
+    style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
+    environment = Environment(loader=loader, autoescape=True, **style)
+    environment.filters['estimate'] = lambda saved: str(score.Estimate(*(saved or [None])))
+    environment.filters['difference'] = lambda saved: str(score.Difference(*(saved or [None])))
+    files.write_text(path, environment.get_template('report.html').render(page))
+    return f'{path}: the report'
 
 
 def _read_configs(run: Path) -> dict[str, str]:
     """What a run says of itself: its flags, its predictions, its first fold's machine."""
     names = ('config.json', BLEND, 'infer.json', 'fold0/tta_oof.json', 'fold0/run.json')
-    paths = [run / name for name in names]
-    return {p.relative_to(run).as_posix(): p.read_text() for p in paths if p.exists()}
+    return {name: (run / name).read_text() for name in names if (run / name).exists()}
 
 
-def _threshold(oof: pd.DataFrame) -> float:
-    """The `pred` at a sensitivity of 95 %; infinite where there is no melanoma."""
-    own, _ = prior.evaluation_rows(oof)
-    if not oof.target[own].any():
-        return np.inf
-    return calibration.threshold(oof.target[own].to_numpy(), oof.pred[own].to_numpy(), 0.95)
+def _sheets(oof: pd.DataFrame, folds: Path) -> list[dict[str, Any]]:
+    """The surest right and wrong images of both classes, by the threshold at a sensitivity of 95 %.
 
-
-def _sheets(oof: pd.DataFrame, folds: Path, threshold: float) -> list[dict[str, Any]]:
-    """The surest right and wrong images of both classes, called melanomas from `threshold` on.
-
-    None where the images are not here.
+    Empty where the images are not here.
     """
     if not folds.exists():
         return []
+    own = oof[prior.evaluation_rows(oof)[0]]
+    threshold = np.inf  # without a melanoma
+    if own.target.any():
+        threshold = calibration.threshold(own.target.to_numpy(), own.pred.to_numpy(), 0.95)
     paths = read_folds(folds).set_index('image_name').path
+    oof = oof.assign(path=oof.image_name.map(paths)).dropna(subset='path')
     sheets = []
     for title, target, called in SHEETS:
         rows = oof[(oof.target == target) & ((oof.pred >= threshold) == called)]
-        rows = rows[rows.image_name.isin(paths.index)]
         rows = rows.sort_values('pred', ascending=not called, kind='stable').head(N_IMAGES)
         cells = []
         for row in rows.itertuples():
             picture = io.BytesIO()
             try:
-                images.square(Path(paths[row.image_name]), 144).save(picture, 'JPEG', quality=85)
+                images.square(Path(row.path), 144).save(picture, 'JPEG', quality=85)
             except Exception:  # not here, or broken, where decoders raise anything: left out
                 continue
             data = base64.b64encode(picture.getvalue()).decode()

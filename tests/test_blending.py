@@ -171,12 +171,12 @@ def fit_and_blend(how, runs):
     equal = np.full(len(runs.names), 1 / len(runs.names))
     weights, fold_weights = blending.fit(how, runs, equal)
     oof = blending.blend_by_fold(how, runs, fold_weights)
-    total = blending.to_scale(how, runs.preds, runs.folds) @ weights
-    return oof, weights, blending.from_scale(how, total)
+    scaled = blending.to_scale(how, runs.preds, runs.folds)
+    return oof, weights, blending.weigh(how, scaled, weights)
 
 
 def blend_test(how, preds, weights):
-    return blending.from_scale(how, blending.to_scale(how, preds) @ weights)
+    return blending.weigh(how, blending.to_scale(how, preds), weights)
 
 
 def test_the_mean_is_plain():
