@@ -94,7 +94,7 @@ def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
             prob = lib.prior.to_prior(rows.pred.to_numpy(dtype=float), rate, odds)
             lib.files.write_csv(run.folder / f'{kind}.csv', rows.assign(prob=prob))
     print(f'{run}: prob is for a rate of {rate:.4g}')
-    lib.scores.report(run, oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain'])
+    lib.summary.report_run(run, oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain'])
 
 
 def predict_images(runs, folder: Path, out: Path, prior: float | None, options: tuple) -> None:

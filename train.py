@@ -60,7 +60,7 @@ def main(
     if run.unfinished(folds):
         return print(run.training_note(folds))
     oof = run.read_oof(folds)[['image_name', 'pred_plain']]
-    lib.scores.report(run, table.merge(oof, on='image_name'), ['pred_plain'])
+    lib.summary.report_run(run, table.merge(oof, on='image_name'), ['pred_plain'])
 
 
 def make_learner(k: int, table, config: dict, weights, workers, precision: str):

@@ -1,6 +1,7 @@
 """Predictions to probabilities: moved to a rate or fitted by Platt, judged, decision thresholds."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,10 +20,9 @@ Curve = Callable[[np.ndarray], np.ndarray]  # from pred to prob, (n,) both
 
 
 def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve:
-    """A logistic curve over the logit of `pred`, fitted.
+    """A logistic curve over the logit of `pred`. Raises: Stop where it would fall.
 
-    Raises: Stop where it would fall. Source: Platt 1999, Probabilistic outputs for support vector
-    machines.
+    Source: Platt 1999, Probabilistic outputs for support vector machines.
     """
     slope, intercept = _fit_logistic(logit(np.clip(pred, TINY, 1 - TINY)), target, weight)
     if slope <= 0:
@@ -31,11 +31,8 @@ def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve
 
 
 def _fit_logistic(x: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
-    """The slope and intercept of a logistic curve over `x` (n,), without a penalty.
-
-    By Newton's method: scikit-learn's default stops early where `x` varies little, as the logits
-    of a young model do.
-    """
+    """The slope and intercept of a logistic curve over `x` (n,), without a penalty."""
+    # scikit-learn's default stops early where x varies little, as the logits of a young model do
     newton = LogisticRegression(C=np.inf, solver='newton-cholesky', tol=1e-10, max_iter=1000)
     curve = newton.fit(x[:, None], target, weight)
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])
@@ -48,13 +45,11 @@ def fit_platt_across_folds(
     prior: float,
     pred_without: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Curve]:
-    """Probabilities of each fold's rows by the curve of the other folds' `own` rows, and the curve
-    of all of them, for the test images.
+    """Probabilities of `oof` (target, fold), each fold's by the curve of the other folds' `own`
+    rows, (n,), and the curve of all `own` rows. Raises: Stop where a class is missing.
 
     `pred_without`: of a fold, gives what `pred` (n,) would be if that fold's targets were not
     known; None where `pred` was not fitted to targets.
-
-    Returns: (n,) for `oof` (target, fold), and the curve. Raises: Stop where a class is missing.
     """
     target, fold = oof.target.to_numpy(), oof.fold.to_numpy()
 
@@ -98,10 +93,10 @@ def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.
     `predicted` and `observed`, the bin's `weight`, and `images`."""
     edges = np.unique(np.quantile(prob, np.linspace(0, 1, N_BINS + 1)))
     bins = np.clip(np.searchsorted(edges, prob, side='right') - 1, 0, max(len(edges) - 2, 0))
-    table = pd.DataFrame({'w': weight, 'p': weight * prob, 'y': weight * target, 'n': 1})
-    table = table.groupby(bins).sum()
-    means = {'predicted': table.p / table.w, 'observed': table.y / table.w}
-    return pd.DataFrame({**means, 'weight': table.w, 'images': table.n})
+    columns = {'predicted': weight * prob, 'observed': weight * target, 'weight': weight}
+    table = pd.DataFrame(columns | {'images': 1}).groupby(bins).sum()
+    means = table[['predicted', 'observed']].div(table.weight, axis=0)
+    return table.assign(**means)
 
 
 def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float:
@@ -118,12 +113,8 @@ def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float
 def thresholds(
     target: np.ndarray, pred: np.ndarray, curve: Curve, prior: float
 ) -> list[dict[str, float]]:
-    """What each of SENSITIVITIES costs.
-
-    Returns: a row each of the sensitivity wanted and reached, the specificity, the threshold in
-    `pred` and in `prob`; and of 1,000 lesions, of which `prior` are melanomas, the
-    `true_positives`, `false_negatives` and `false_positives`.
-    """
+    """What each of SENSITIVITIES costs, of 1,000 lesions of which `prior` are melanomas: a row each
+    of the sensitivity `wanted` and reached, and of its threshold in `pred` and in `prob`."""
     rows = []
     for wanted in SENSITIVITIES:
         at = threshold(target, pred, wanted)
@@ -175,7 +166,7 @@ def _calibrate(
             'themselves, so no curve turns both into probabilities; --how mean has them'
         )
     own, population = evaluation_rows(oof)
-    odds, calibrate, prior = blend['odds'], blend['calibrate'], blend['prior']
+    odds, calibrate, prior = (blend[key] for key in ('odds', 'calibrate', 'prior'))
     prior = melanoma_rate(oof) if prior is None else prior
     weight = class_weights(target[own], prior)  # ones, where these rows have that rate
     if not np.allclose(weight, 1):
@@ -187,18 +178,14 @@ def _calibrate(
         prob, curve = fit_platt_across_folds(pred, oof, own, prior, pred_without)
     else:
         trained_at = odds_of_level(pred[own], prior, weight) if odds is None else odds
-
-        def curve(p: np.ndarray) -> np.ndarray:
-            return to_prior(p, prior, trained_at)
-
+        curve = partial(to_prior, prior=prior, odds=trained_at)
         prob = curve(pred)
-    if len(np.unique(target[own])) < 2:
-        return prob, curve, facts
-    for name, values in (('before', pred), ('after', prob)):
-        facts[name] = measure_quality(target[own], values[own], weight)._asdict()
-        bins = reliability(target[own], values[own], weight)
-        facts[f'bins_{name}'] = bins.to_dict('records')
-    facts['thresholds'] = thresholds(target[own], pred[own], curve, prior)
+    if len(np.unique(target[own])) > 1:
+        for name, values in (('before', pred[own]), ('after', prob[own])):
+            facts[name] = measure_quality(target[own], values, weight)._asdict()
+            bins = reliability(target[own], values, weight)
+            facts[f'bins_{name}'] = bins.to_dict('records')
+        facts['thresholds'] = thresholds(target[own], pred[own], curve, prior)
     return prob, curve, facts
 
 
@@ -206,16 +193,14 @@ def describe(facts: dict[str, Any]) -> str:
     """How `prob` came from `pred`, and what it is judged on: a sentence."""
     if 'note' in facts:
         return f'no prob: {facts["note"]}'
+    rate = f'the rate {facts["prior"]:.4g}'
     if facts['calibrate']:
-        way = (
-            f'fitted by {facts["calibrate"]} across folds; the curve comes from the models of '
-            'single folds and is applied to the mean of all'
-        )
+        way = f'fitted by {facts["calibrate"]} across folds; the curve comes from the models of '
+        way += 'single folds and is applied to the mean of all'
     elif facts['odds'] is None:
-        way = f'pred moved so that its mean is the rate {facts["prior"]:.4g}'
-        way += f', since {facts["no_odds"]}'
+        way = f'pred moved so that its mean is {rate}, since {facts["no_odds"]}'
     else:
-        way = f'pred moved from odds of {facts["odds"]:.3g} to the rate {facts["prior"]:.4g}'
+        way = f'pred moved from odds of {facts["odds"]:.3g} to {rate}'
     return f'probabilities: {way}; judged on {facts["population"]}'
 
 

@@ -16,15 +16,14 @@ from lib.tables import COMPETITION
 def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
     """Which rows of `oof` (target, source) probabilities are for and judged on: (n,) bool, a name.
 
-    They are the competition's own source, since the test images are its; all rows where it is not
-    there, or has fewer than 20 melanomas or benign images.
+    They are the competition's own, as the test images are; all, where it has fewer than 20
+    melanomas or benign images.
     """
     own = (oof.source == COMPETITION).to_numpy()
     melanomas = int(oof.target[own].sum())
     if oof.source.nunique() > 1 and min(melanomas, own.sum() - melanomas) >= MIN_CLASS:
         return own, f'the {own.sum()} images of {COMPETITION}, {melanomas} melanomas'
-    melanomas = int(oof.target.sum())
-    return np.full(len(oof), True), f'all {len(oof)} images, {melanomas} melanomas'
+    return np.full(len(oof), True), f'all {len(oof)} images, {int(oof.target.sum())} melanomas'
 
 
 def melanoma_rate(oof: pd.DataFrame) -> float:
@@ -40,10 +39,7 @@ def melanoma_rate(oof: pd.DataFrame) -> float:
 
 
 def trained_odds(targets: Sequence[float], neg_ratio: float) -> float:
-    """The odds of melanoma in an epoch on labelled `targets` with `neg_ratio`: 1 at 1:1.
-
-    `neg_ratio` is as in Downsample: 0 means all benign images, and it is capped at their number.
-    """
+    """The odds of melanoma in an epoch on labelled `targets`, with `neg_ratio` as in Downsample."""
     positive = float(np.sum(targets))
     negative = len(targets) - positive
     wanted = neg_ratio * positive if neg_ratio else negative
@@ -57,22 +53,21 @@ def blend_odds(
     trained_on: Sequence[float],
     blended_on: Sequence[float],
 ) -> dict[str, Any]:
-    """The `odds` of melanoma that a blend of `runs` was trained at: the weighted geometric mean of
-    theirs; or None, and as `no_odds` why. And whether it is `of_ranks`, by `how` or because a run
-    of it is a kept blend of ranks.
+    """The `odds` of melanoma that a blend of `runs` was trained at, the weighted geometric mean of
+    theirs; or None, and as `no_odds` why; and whether it, or a kept blend in it, is `of_ranks`.
 
     `trained_on`: the targets of the images that the runs were trained on; `blended_on`: those that
-    a stack was fitted on, whose odds it has. Where odds differ tenfold or more there are none: the
-    mean of such predictions is far from a model's that was trained at the mean odds (measured: the
+    a stack was fitted on, whose odds it has. There are none where odds differ tenfold or more: the
+    mean of such predictions is not that of a model trained at the mean odds (measured: the
     intercept of 1:1 beside 1:56 is off by .5).
     """
     kept = [run.blend for run in runs if run.blend]
     of_ranks = how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in kept)
     if how == 'stack':
         return {'of_ranks': of_ranks, 'odds': trained_odds(blended_on, 0)}
-    weights = np.asarray(weights)[: len(runs)]
-    used = [run for run, weight in zip(runs, weights, strict=True) if weight]
-    odds = np.array([run_odds(run, trained_on) for run in used])
+    weights = np.asarray(weights)
+    used = np.flatnonzero(weights)
+    odds = np.array([run_odds(runs[k], trained_on) for k in used])
     if of_ranks:
         no_odds = 'it is a blend of ranks'
     elif np.isnan(odds).any():
@@ -80,8 +75,7 @@ def blend_odds(
     elif max(odds) >= 10 * min(odds):
         no_odds = f'its runs were trained at unlike odds, from {min(odds):.3g} to {max(odds):.3g}'
     else:
-        mean = float(np.exp(np.dot(weights[weights != 0], np.log(odds))))
-        return {'of_ranks': False, 'odds': mean}
+        return {'of_ranks': False, 'odds': float(np.exp(np.dot(weights[used], np.log(odds))))}
     return {'of_ranks': of_ranks, 'odds': None, 'no_odds': no_odds}
 
 
@@ -93,9 +87,8 @@ def run_odds(run: Run, targets: Sequence[float]) -> float:
 
 
 def to_prior(pred: np.ndarray, prior: float, odds: float) -> np.ndarray:
-    """`pred` (n,) of a model trained at `odds`, moved to a rate `prior`; its order stays.
+    """`pred` (n,) of a model trained at `odds`, moved to a rate `prior` by a constant on the logit.
 
-    This adds log(prior / (1 - prior)) - log(odds) to the logit.
     Source: https://doi.org/10.1162/089976602753284446
     """
     factor = prior / (1 - prior) / odds
@@ -103,10 +96,9 @@ def to_prior(pred: np.ndarray, prior: float, odds: float) -> np.ndarray:
 
 
 def odds_of_level(pred: np.ndarray, prior: float, weight: np.ndarray | None = None) -> float:
-    """The odds that `pred` seems trained at, if its mean after `to_prior` is to be `prior`.
+    """The odds from which `to_prior` moves `pred` to a mean of `prior`, where nobody says them.
 
-    It serves predictions of which nobody says how they were trained, and those that are no
-    probabilities, as the mean of ranks. Raises: Stop where all are 0 or 1.
+    Raises: Stop where all are 0 or 1.
     """
 
     def excess(log_odds: float) -> float:

@@ -1,6 +1,6 @@
 """How good predictions are: measures, their intervals over patients, and paired comparisons."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,11 +30,7 @@ class Estimate(NamedTuple):
     high: float | None = None
 
     def __str__(self) -> str:
-        if self.value is None:
-            return '-'
-        if self.low is None:
-            return f'{self.value:.4f} [no interval]'
-        return f'{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]'
+        return _with_interval('.4f', *self)
 
 
 class Difference(NamedTuple):
@@ -46,28 +42,30 @@ class Difference(NamedTuple):
     p: float | None = None
 
     def __str__(self) -> str:
-        if self.value is None:
-            return '-'
-        if self.low is None:
-            return f'{self.value:+.4f} [no interval]'
+        text = _with_interval('+.4f', *self[:3])
+        if self.p is None:
+            return text
         smallest = 2 / (N_DRAWS + 1)  # no smaller p value can come from so many draws
-        p = f'p < {smallest:.3f}' if self.p <= smallest else f'p = {self.p:.3f}'
-        return f'{self.value:+.4f} [{self.low:+.4f}, {self.high:+.4f}], {p}'
+        return f'{text}, p < {smallest:.3f}' if self.p <= smallest else f'{text}, p = {self.p:.3f}'
+
+
+def _with_interval(digits: str, value: float | None, low: float | None, high: float | None) -> str:
+    if value is None:
+        return '-'
+    interval = 'no interval' if low is None else f'{low:{digits}}, {high:{digits}}'
+    return f'{value:{digits}} [{interval}]'
 
 
 def auc(target: np.ndarray, pred: np.ndarray) -> float:
     """Area under the ROC curve of (n,) targets 0/1 and scores; NaN where there is but one class."""
-    if len(np.unique(target)) < 2:
-        return float('nan')
-    return float(roc_auc_score(target, pred))
+    return float(roc_auc_score(target, pred)) if len(np.unique(target)) > 1 else float('nan')
 
 
 def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[float]:
     """The MEASURES, from the melanomas and benign images at each score, ascending: (k,) counts.
 
-    A threshold calls the scores above it melanomas. Sensitivity at a specificity is the best that
-    any threshold reaches while it keeps at least that specificity, and the other way round. The
-    partial AUC, of ISIC 2024, is the area of the ROC curve above a sensitivity of .8, 0 to .2.
+    Sensitivity at a specificity is the best that any threshold reaches while it keeps at least that
+    specificity, and the other way round. The partial AUC is the one of ISIC 2024.
     Source: https://www.kaggle.com/competitions/isic-2024-challenge/overview/evaluation
     """
     fn, tn = np.cumsum(positive), np.cumsum(negative)  # with the threshold at each score
@@ -90,9 +88,9 @@ def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[flo
 
 
 def resample(group: np.ndarray, n_draws: int, seed: int) -> Iterator[np.ndarray]:
-    """Draw whole groups with replacement; yield how often each image is in each draw: (n,).
+    """Draw whole groups, since images of one patient are alike, with replacement.
 
-    Images of one patient are alike, so patients are drawn and not images.
+    Yields: how often each image is in a draw, (n,) float.
     """
     code, names = pd.factorize(np.asarray(group), sort=True)  # the same draws in any row order
     rng = np.random.default_rng(seed)
@@ -104,37 +102,33 @@ def resample(group: np.ndarray, n_draws: int, seed: int) -> Iterator[np.ndarray]
 def bootstrap(
     target: np.ndarray, preds: Sequence[np.ndarray], group: np.ndarray, seed: int = 0
 ) -> np.ndarray:
-    """The MEASURES of each of `preds` ((n,) each) in N_DRAWS draws of whole groups.
+    """The MEASURES of each of `preds` ((n,) each) in the same N_DRAWS draws of whole groups.
 
-    The scores are sorted once, and a draw only changes how often each of them counts. All of
-    `preds` share their draws, so their difference in a draw is a paired one.
-
-    Returns: (N_DRAWS, len(preds), len(MEASURES)); a draw with one class only is NaN.
+    Returns: (N_DRAWS, len(preds), len(MEASURES)); NaN in a draw of one class, or of one group only.
     """
-    orders, starts = zip(*(_sort(np.asarray(pred)) for pred in preds), strict=True)
-    targets = [np.asarray(target)[order].astype(float) for order in orders]
     draws = np.full((N_DRAWS, len(preds), len(MEASURES)), np.nan)
-    for draw, counts in zip(draws, resample(group, N_DRAWS, seed), strict=True):
-        for k, order in enumerate(orders):
-            draw[k] = measures_from_counts(*_count(counts[order], targets[k], starts[k]))
+    if pd.Series(np.asarray(group)).nunique() > 1:
+        measures = [_weighted_measures(target, pred) for pred in preds]
+        for draw, weight in zip(draws, resample(group, N_DRAWS, seed), strict=True):
+            draw[:] = [of_weight(weight) for of_weight in measures]
     return draws
 
 
-def _sort(pred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of `pred` (n,) in ascending order, and where each new score begins among them."""
-    order = np.argsort(pred, kind='stable')
-    return order, np.flatnonzero(np.r_[True, np.diff(pred[order]) != 0])
+def _weighted_measures(target: np.ndarray, pred: np.ndarray) -> Callable[[np.ndarray], list[float]]:
+    """A function from how often each image counts, (n,), to the MEASURES of `pred`."""
+    target, pred = np.asarray(target), np.asarray(pred)
+    order = np.argsort(pred, kind='stable')  # once for all draws
+    starts = np.flatnonzero(np.r_[True, np.diff(pred[order]) != 0])  # where each new score begins
+    melanoma = target[order].astype(float)
 
+    def of_weight(weight: np.ndarray) -> list[float]:
+        weight = weight[order]
+        counts = [weight * melanoma, weight - weight * melanoma]
+        if len(starts) < len(order):
+            counts = [np.add.reduceat(count, starts) for count in counts]
+        return measures_from_counts(*counts)
 
-def _count(
-    weight: np.ndarray, target: np.ndarray, starts: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The weight of the melanomas and of the benign images at each score, from sorted rows."""
-    positive = weight * target
-    negative = weight - positive
-    if len(starts) < len(weight):
-        positive, negative = (np.add.reduceat(x, starts) for x in (positive, negative))
-    return positive, negative
+    return of_weight
 
 
 def percentile_interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, None]:
@@ -146,8 +140,8 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, 
 
 
 def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimate:
-    """The AUC `value` with its 95 % interval from its (N_DRAWS,) draws: 1.96 of their standard
-    deviations to either side, on the logit. There is none where half of them have no value.
+    """The AUC `value` with its 95 % interval: 1.96 standard deviations of its (N_DRAWS,) draws to
+    either side, on the logit; None where half of them have no value.
 
     Percentiles of the draws are too narrow where melanomas are few and the AUC is high. On
     simulated patients with 37 melanomas and an AUC of .967 (400 sets) percentiles hold the truth
@@ -164,11 +158,8 @@ def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimat
 
 
 def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0) -> dict[str, Any]:
-    """Counts of the rows of `oof` (target, group, and the column `pred`) and their MEASURES.
-
-    Returns: `images`, `melanomas`, `groups`, an Estimate a measure, and a `note`, which is a
-    sentence in place of a figure that cannot be had. Raises: Stop where a score is NaN.
-    """
+    """Of `oof` (target, group, and the column `pred`) `images`, `melanomas`, `groups`, an Estimate
+    a measure, and a `note` where a figure cannot be had. Raises: Stop where a score is NaN."""
     return measure_with_draws(oof, pred, seed)[0]
 
 
@@ -181,20 +172,17 @@ def measure_with_draws(
         raise Stop(f'{n_wrong} of {len(scores)} scores in {pred} are no number')
     n_groups = int(oof.group.nunique())
     figures = {'images': len(oof), 'melanomas': int(target.sum()), 'groups': n_groups}
-    no_draws = np.full(N_DRAWS, np.nan)
     if len(np.unique(target)) < 2:
-        return figures | {'note': 'one class only, so that nothing can be ranked'}, no_draws
-    order, starts = _sort(scores)
-    counts = _count(np.ones(len(oof)), target[order].astype(float), starts)
-    values = measures_from_counts(*counts)
+        figures['note'] = 'one class only, so that nothing can be ranked'
+        return figures, np.full(N_DRAWS, np.nan)
     if n_groups < 2:
         figures['note'] = 'a single patient, so that there is no interval'
-        return figures | dict(zip(MEASURES, map(Estimate, values), strict=True)), no_draws
-    if len(starts) == 1:
+    elif np.ptp(scores) == 0:
         figures['note'] = 'all predictions are the same'
+    values = _weighted_measures(target, scores)(np.ones(len(oof)))
     draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
-    for k, name in enumerate(MEASURES):
-        figures[name] = Estimate(float(values[k]), *percentile_interval(draws[:, k]))
+    for name, value, drawn in zip(MEASURES, values, draws.T, strict=True):
+        figures[name] = Estimate(float(value), *percentile_interval(drawn))
     figures['auc'] = auc_estimate(values[0], draws[:, 0], target)
     return figures, draws[:, 0]
 
@@ -220,18 +208,14 @@ def compare_paired(
     values = [auc(target, pred) for pred in preds]
     if np.isnan(values).any():  # one class only
         return [Estimate(None)] * len(preds), [Difference(None)] * len(preds)
-    draws = np.full((N_DRAWS, len(preds)), np.nan)
-    if pd.Series(np.asarray(group)).nunique() > 1:
-        draws = bootstrap(target, preds, group)[:, :, 0]
-    aucs = [auc_estimate(value, draws[:, k], target) for k, value in enumerate(values)]
-    differences = []
-    for k, value in enumerate(values):
-        apart = draws[:, k] - draws[:, base]
+    draws = bootstrap(target, preds, group)[:, :, 0]
+    aucs, differences = [], []
+    for value, drawn in zip(values, draws.T, strict=True):
+        aucs.append(auc_estimate(value, drawn, target))
+        apart = drawn - draws[:, base]
         low, high = percentile_interval(apart)
-        p = None
-        if low is not None:
-            apart = apart[~np.isnan(apart)]
-            tail = (1 + min((apart <= 0).sum(), (apart >= 0).sum())) / (1 + len(apart))
-            p = float(min(1, 2 * tail))
+        n_below, n_above = (apart <= 0).sum(), (apart >= 0).sum()
+        p = 2 * (1 + min(n_below, n_above)) / (1 + (~np.isnan(apart)).sum())
+        p = None if low is None else float(min(1, p))
         differences.append(Difference(value - values[base], low, high, p))
     return aucs, differences

@@ -15,35 +15,31 @@ MAX_CATEGORIES = 200  # of a column; scikit-learn takes 255
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of `table` that see no pixel, named for people; those that vary only.
+    """What `table` knows without a pixel, named for people: the columns that vary.
 
-    Age in years, sex, site, source, images per patient (per group where there is no patient),
-    native width and height in pixels.
+    Age is in years, native width and height in pixels; a group stands in for an unknown patient.
     """
-    patient = table.get('patient_id', table.group)
-    patient = patient.fillna(table.group)
+    patient = table.get('patient_id', table.group).fillna(table.group)
     columns = pd.DataFrame({'images per patient': patient.groupby(patient).transform('size')})
+    table = table.reindex(columns=[*NUMBERS, *CATEGORIES])  # what is missing is empty
     for column, label in NUMBERS.items():
-        if column in table:
-            columns[label] = pd.to_numeric(table[column]).astype(float)
+        columns[label] = pd.to_numeric(table[column]).astype(float)
     for column, label in CATEGORIES.items():
-        if column in table:
-            common = table[column].value_counts().index[:MAX_CATEGORIES]
-            columns[label] = table[column].where(table[column].isin(common)).astype('category')
+        common = table[column].value_counts().index[:MAX_CATEGORIES]
+        columns[label] = table[column].where(table[column].isin(common)).astype('category')
     return columns.loc[:, columns.nunique(dropna=False) > 1]
 
 
 def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Out-of-fold scores of a small boosted model of `features`, and the names of what it saw.
+    """Out-of-fold scores, (n,) in 0..1, of a small boosted model of `features`, and their names.
 
-    `table`: labelled rows with target, fold and group; a group is in one fold only. The same
-    table gives the same scores: the seed is fixed. Returns: (n,) float in 0..1.
+    `table`: labelled rows with target, fold and group; a group is in one fold only.
     """
     seen = features(table)
     pred = np.full(len(table), float(table.target.mean()))
-    for k in table.fold.unique() if seen.shape[1] else []:
+    for k in table.fold.unique():
         held_out = (table.fold == k).to_numpy()
-        if table.target[~held_out].nunique() < 2:
+        if seen.empty or table.target[~held_out].nunique() < 2:
             continue
         model = HistGradientBoostingClassifier(
             learning_rate=0.05, max_iter=50, max_leaf_nodes=8, min_samples_leaf=40,
@@ -62,21 +58,15 @@ def measure(oof: pd.DataFrame) -> dict[str, Any]:
 
 
 def describe(floor: dict[str, Any]) -> str:
-    """What the floor is and means: a sentence.
-
-    `floor`: `seen`, `pooled` and, where there are several, `sources`, as `measure` has them.
-    """
-    pooled, sources = floor['pooled'], floor.get('sources', {})
-    if 'auc' not in pooled:
-        return f'the shortcut floor is not known: {pooled["note"]}'
-    within = ''.join(
-        f'; within {source} {Estimate(*figures["auc"])}'
-        for source, figures in sources.items()
-        if 'auc' in figures
-    )
-    seen = ', '.join(floor['seen']) or 'nothing'
+    """What the floor is and means, from what `measure` returned or its JSON: a sentence."""
+    if 'auc' not in floor['pooled']:
+        return f'the shortcut floor is not known: {floor["pooled"]["note"]}'
+    auc = str(Estimate(*floor['pooled']['auc']))
+    for source, figures in floor.get('sources', {}).items():
+        if 'auc' in figures:
+            auc += f'; within {source} {Estimate(*figures["auc"])}'
     return (
-        f'the shortcut floor, AUC {Estimate(*pooled["auc"])}{within}: a model of {seen}, '
+        f'the shortcut floor, AUC {auc}: a model of {", ".join(floor["seen"]) or "nothing"}, '
         'without a pixel. An image model that is no better may have learnt no more than the '
         'patient and the camera'
     )

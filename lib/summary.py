@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lib import score
+from lib import files, locks, score
+from lib.runs import Run
 from lib.score import MEASURES, Estimate
 
 MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
@@ -20,48 +21,51 @@ AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
 
 
-def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
-    """All that is said of one column of out-of-fold predictions, as saved in JSON.
+def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
+    """Print what the `columns` of `oof`, `pred_plain` and `pred`, are worth; write scores.json."""
+    print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
+    scores = {column: summarize(oof, column) for column in columns}
+    print(format_summaries(scores))
+    if len(columns) > 1:
+        both = [oof.pred, oof.pred_plain]
+        scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[1][0]
+        print(f'test-time augmentation changes the AUC by {scores["tta"]}')
+    with locks.held(run.lock):
+        files.write_json(run.folder / 'scores.json', scores)
 
-    `oof`: target, group, source, fold, the column `pred`; sex, age_approx (years), anatom_site if
-    known. Returns: what `measure_overall` does, and `subgroups`.
-    """
+
+def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
+    """What `measure_overall` returns, and `subgroups` by sex, age_approx (years), anatom_site."""
     return measure_overall(oof, pred) | {'subgroups': measure_subgroups(oof, pred)}
 
 
 def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
-    """What is said of all rows of `oof` together (target, group, source, fold, and `pred`).
+    """What the predictions `pred` in `oof` (target, group, source, fold) are worth.
 
     Returns: `pooled`, `resampling_unit`, `ranked` (pooled after ranking within each fold),
     `folds`, `fold_mean` and `fold_sd` of the folds' AUCs, `sources`, `source_alone` (the AUC of a
     source's rate of melanomas as the score: what telling the archives apart is worth).
     """
-    pooled = score.measure(oof, pred)
+    summary = {'pooled': score.measure(oof, pred), 'resampling_unit': resampling_unit(oof)}
     ranked = oof.assign(**{pred: score.rank_within_folds(oof[pred], oof.fold)})
-    ranked_auc = score.measure(ranked, pred).get('auc', Estimate(None))
-    summary = {'pooled': pooled, 'resampling_unit': resampling_unit(oof)}
-    summary |= {'ranked': {'auc': ranked_auc}} | _measure_folds(oof, pred)
-    if oof.source.nunique() > 1:
-        summary['sources'] = measure_sources(oof, pred)
-        rate = oof.groupby('source').target.transform('mean')
-        summary['source_alone'] = score.auc(oof.target, rate)
-    return summary
-
-
-def _measure_folds(oof: pd.DataFrame, pred: str) -> dict[str, Any]:
+    summary['ranked'] = {'auc': score.measure(ranked, pred).get('auc', Estimate(None))}
     # a seed for each fold: with the same draws in all of them their mean would vary too much
     folds = {k: score.measure_with_draws(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
-    summary: dict[str, Any] = {'folds': {str(k): figures for k, (figures, _) in folds.items()}}
+    summary['folds'] = {str(k): figures for k, (figures, _) in folds.items()}
     scored = [
-        (figures['auc'].value, draws) for figures, draws in folds.values() if 'auc' in figures
+        (figures['auc'].value, drawn) for figures, drawn in folds.values() if 'auc' in figures
     ]
     if scored:
-        aucs = [auc for auc, _ in scored]
+        aucs, draws = zip(*scored, strict=True)
         # no group is in two folds, so draws of the folds may be paired in any order
-        draws = np.mean([draws for _, draws in scored], axis=0)
-        summary['fold_mean'] = score.auc_estimate(float(np.mean(aucs)), draws, oof.target)
-        if len(aucs) > 1:
-            summary['fold_sd'] = float(np.std(aucs, ddof=1))
+        mean, draws = float(np.mean(aucs)), np.mean(draws, axis=0)
+        summary['fold_mean'] = score.auc_estimate(mean, draws, oof.target)
+    if len(scored) > 1:
+        summary['fold_sd'] = float(np.std(aucs, ddof=1))
+    if oof.source.nunique() > 1:
+        by_source = oof.groupby('source')
+        summary['sources'] = {source: score.measure(rows, pred) for source, rows in by_source}
+        summary['source_alone'] = score.auc(oof.target, by_source.target.transform('mean'))
     return summary
 
 
@@ -73,31 +77,19 @@ def resampling_unit(oof: pd.DataFrame) -> str:
     return f'{n:,} patients or lesions'
 
 
-def measure_sources(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
-    """`score.measure` of each source."""
-    return {source: score.measure(rows, pred) for source, rows in oof.groupby('source')}
-
-
-def measure_subgroups(
-    oof: pd.DataFrame, pred: str = 'pred'
-) -> dict[str, dict[str, dict[str, Any]]]:
+def measure_subgroups(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
     """`score.measure` of each sex, age band, site and source; of a small one the counts alone."""
-    columns = {'sex': oof.get('sex'), 'age': None, 'site': oof.get('anatom_site'), 'source': None}
-    if 'age_approx' in oof:
-        bands = pd.cut(oof.age_approx, AGES, right=False, labels=AGE_BANDS)
-        columns['age'] = bands.astype('str')
-    if oof.source.nunique() > 1:
-        columns['source'] = oof.source
-    subgroups: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind, values in columns.items():
-        if values is None or values.isna().all():
-            continue
+    kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'source'])
+    kinds = kinds.set_axis(['sex', 'age', 'site', 'source'], axis=1)
+    kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
+    if oof.source.nunique() < 2:
+        del kinds['source']
+    subgroups = {}
+    for kind, values in kinds.dropna(axis=1, how='all').items():
         values = values.fillna('not known')
         values = values.where(values.isin(values.value_counts().index[:MAX_SUBGROUPS]), 'others')
-        by_value = dict(list(oof.groupby(values)))
-        in_order = [band for band in AGE_BANDS if band in by_value] if kind == 'age' else []
-        in_order += [value for value in by_value if value not in in_order]
-        subgroups[kind] = {value: _measure_subgroup(by_value[value], pred) for value in in_order}
+        in_order = sorted(oof.groupby(values), key=lambda item: item[0] != 'under 30')
+        subgroups[kind] = {value: _measure_subgroup(rows, pred) for value, rows in in_order}
     return subgroups
 
 
@@ -117,18 +109,17 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
     counted |= {f'  within {source}': rows for source, rows in summary.get('sources', {}).items()}
     for count in ('images', 'melanomas'):
         table[count] = pd.Series({label: str(rows[count]) for label, rows in counted.items()})
-    notes = [
+    lines = [format_table(table)]
+    lines += [
         f'{label.strip()}: {rows["note"]}' for label, rows in counted.items() if 'note' in rows
     ]
-    if summary['pooled']['melanomas'] < FEW:
-        notes.append(FEW_NOTE)
-    return '\n'.join([format_table(table), *notes])
+    return '\n'.join(lines + [FEW_NOTE] * (summary['pooled']['melanomas'] < FEW))
 
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
     """The printed figures of one summary, by the labels of their rows."""
-    pooled, nothing = summary['pooled'], Estimate(None)
-    column = {'AUC, pooled': pooled.get('auc', nothing)}
+    pooled, nothing = dict(summary['pooled']), Estimate(None)
+    column = {'AUC, pooled': pooled.pop('auc', nothing)}
     column['  ranked in each fold'] = summary['ranked']['auc']
     if 'fold_mean' in summary:
         n = sum('auc' in figures for figures in summary['folds'].values())
@@ -141,7 +132,6 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
         alone = summary['source_alone']  # NaN where there is one class only
         column['  the source alone, no pixel seen'] = '-' if np.isnan(alone) else f'{alone:.4f}'
     column |= {label: pooled[name] for name, label in MEASURES.items() if name in pooled}
-    column.pop(MEASURES['auc'], None)  # it stands first, as pooled
     return {label: str(figure) for label, figure in column.items()}
 
 
