@@ -1,6 +1,6 @@
 """Whether everything holds on this machine's card, and how fast it is. Run by hand:
 
-python tests/gpu.py                         # ten minutes at most; a table, and gpu.json
+python tests/gpu.py                         # ten minutes at most; a table, and data/gpu.json
 python tests/gpu.py --only speed,waits      # some of its parts
 python tests/gpu.py --cpu                   # the same parts without a card, in two minutes
 
@@ -54,7 +54,7 @@ def main(
     *,
     cpu: bool = False,  # without a card, with the smallest model at 64 pixels
     only: str | None = None,  # names of parts, with commas between, instead of all
-    out: str = 'gpu.json',  # where the figures go
+    out: str = 'data/gpu.json',  # where the figures go
     home: str | None = None,  # where all parts work: for a part's own process
 ) -> None:
     """Run the parts, print a table of what they found, and write the figures."""
