@@ -175,7 +175,10 @@ def fail(error: Exception):
     ('error', 'says'),
     [
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), 'a smaller --batch_size'),
-        (type('OutOfMemoryError', (RuntimeError,), {})('CUDA'), 'the GPU is out of memory'),
+        (
+            type('OutOfMemoryError', (RuntimeError,), {})('CUDA'),
+            'with --accumulate 2 --batch_size 4',
+        ),
         (RuntimeError('DataLoader worker (pid 3) is killed by signal: Killed.'), 'fewer --workers'),
         (
             cli.Stop('Exception occured in `X` when calling event `after_loss`:\n\tdo this'),
