@@ -65,7 +65,7 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     """The mean of the passes under the run's own augmentation, and the plain pass: (n,) each."""
     config = part.run.config
     net = lib.model.load(config['arch'], config['size'], part.weights)
-    net = lib.speed.fold_batch_norms(net, config['size'])
+    net = lib.speed.fuse_batch_norms(net, config['size'])
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
     batch_size = 1 if part.kind == 'images' else settings.batch_size  # whatever lies beside it
     dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)

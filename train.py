@@ -1,4 +1,4 @@
-"""Train one model, fold after fold. The same command goes on where it stopped.
+"""Train one architecture, fold after fold. The same command goes on where it stopped.
 
 python train.py --size 512 --cutout           # efficientnet_b5, five folds
 python train.py --arch resnet18 --size 224    # a quick baseline
@@ -7,7 +7,7 @@ python train.py --lr_find                     # the range test on the first fold
 
 from pathlib import Path
 
-import lib  # a module of lib is imported when it is first used
+import lib  # imports its modules when they are first used, so that --help is quick
 from lib import cli
 
 
@@ -16,22 +16,22 @@ def main(
     home: str = '.',  # folder of folds.csv, of the cache of resized images, and of the runs
     name: str | None = None,  # the run's name; by default the flags that differ from their defaults
     arch: str = 'efficientnet_b5',  # any timm architecture
-    pretrained: bool = True,  # start from ImageNet weights, fetched once; --nopretrained: at random
-    weights: str | None = None,  # a local safetensors file of the architecture's weights instead
+    pretrained: bool = True,  # start from ImageNet weights; --nopretrained starts from random ones
+    weights: str | None = None,  # a local safetensors file of ImageNet weights, instead of fetching
     size: int = 512,  # side of the square images, in pixels
-    cutout: bool = False,  # erase a random rectangle of half of the training images
-    epochs: int = 20,  # passes over the melanomas
-    batch_size: int = 8,  # images a batch, of all processes together; the fewer, the less memory
-    accumulate: int = 1,  # batches a step of the optimizer; 4 of 2 images train much like one of 8
+    cutout: bool = False,  # erase a random rectangle in every second training image
+    epochs: int = 20,  # each shows all melanomas, and --neg_ratio times as many benign images
+    batch_size: int = 8,  # images a batch, of all processes of a launcher together
+    accumulate: int = 1,  # batches a step of the optimizer
     lr_min: float = 5e-6,  # learning rate at the start and the end of one-cycle
     lr_max: float = 2e-4,  # learning rate at its peak, after a quarter of the steps
     wd: float = 0.1,  # AdamW's weight decay
-    neg_ratio: float = 1.0,  # benign images an epoch for each melanoma, others each epoch; 0: all
-    seed: int = 0,  # of everything drawn at random; another seed trains a twin
+    neg_ratio: float = 1.0,  # benign images for each melanoma, drawn anew each epoch; 0 takes all
+    seed: int = 0,  # of everything drawn at random; another seed trains another model to blend
     fold: int | None = None,  # train this fold only, so that folds can be spread over machines
     lr_find: bool = False,  # only suggest --lr_min and --lr_max, and draw what they are read from
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
-    precision: str = 'auto',  # fp32, bf16 or fp16; by default a half one on a GPU, else fp32
+    precision: str = 'auto',  # fp32, bf16 or fp16; by default bf16 or fp16 on a GPU, else fp32
     skip_bad: bool = False,  # train without the images that cannot be read, and score without them
 ) -> None:
     """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
@@ -47,14 +47,14 @@ def main(
     wanted = lib.config.choose_folds(fold, folds)
     run, config = lib.config.of_flags(home, flags, defaults, lib.model.about(arch), wanted)
     if lr_find or run.unfinished(wanted):
-        lib.model.create(arch, size, pretrained, weights)  # weights not to be had end it here
-        skip_bad = skip_bad and not run.is_trained_here  # the same images are left out to the end
-        table, config['skipped'] = lib.images.readable(table, home, size, run.skipped, skip_bad)
+        lib.model.create(arch, size, pretrained, weights)  # fail now if there are no such weights
+        skip_bad = skip_bad and not run.has_begun  # which images are left out is decided once
+        table, config['skipped'] = lib.images.prepare(table, home, size, run.skipped, skip_bad)
         lib.splits.check_classes(table.target, table.fold)
     if lr_find:
         path = run.fold(folds[0]) / 'lr_find.png'
         return find_rates(path, folds[0], table, config, weights, workers, precision)
-    run.begin(config, defaults)
+    run.begin(config, defaults)  # writes config.json, or compares it
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
         train_fold(run, k, table, config, weights, workers, precision)
     if run.unfinished(folds):
@@ -64,12 +64,12 @@ def main(
 
 
 def make_learner(k: int, table, config: dict, weights, workers, precision: str):
-    """Fold k's Learner, and the callbacks that hold for it alone."""
+    """Fold k's Learner, and its callbacks: each epoch's benign images, and each epoch's seeds."""
     lib.callbacks.seed_all(config['seed'], k)  # the same start, whatever ran before
     net = lib.model.create(config['arch'], config['size'], config['pretrained'], weights)
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
-    options = (config[flag] for flag in ('batch_size', 'neg_ratio', 'seed'))
-    dls, downsample = lib.data.of_fold(table, k, tfms, *options, workers)
+    options = {flag: config[flag] for flag in ('batch_size', 'neg_ratio', 'seed')}
+    dls, downsample = lib.data.of_fold(table, k, tfms, **options, workers=workers)
     learn = lib.learner.learner(dls, net, config['wd'], precision, config['accumulate'])
     return learn, [downsample, lib.callbacks.SeedEpoch(config['seed'], k)]
 
@@ -83,7 +83,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
-    resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # at each epoch's end
+    resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # saves epochs, and goes on
     cbs += [lib.callbacks.StopOnNaN(k), history, resume]
 
     div = config['lr_max'] / config['lr_min']
@@ -97,7 +97,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     tfms = lib.augment.recipe(config['mean'], config['std'])
     dls = lib.data.of_rows(held_out, tfms, 4 * config['batch_size'], workers)
     scored_in = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
-    net = lib.speed.fold_batch_norms(learn.model, config['size'])
+    net = lib.speed.fuse_batch_norms(learn.model, config['size'])
     net = lib.model.Probability(net, dls.valid.bs, scored_in, lib.speed.layout(device))
     pred = lib.tta.checked(lib.tta.predictor(dls, net, label='score').get_preds()[0], str(folder))
     about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}

@@ -64,7 +64,7 @@ def cache(
     return [None if path in errors else path for path in paths]
 
 
-def readable(
+def prepare(
     table: pd.DataFrame, home: Path, size: int, skipped: list[str], skip_bad: bool
 ) -> tuple[pd.DataFrame, list[str]]:
     """`table` with its images cached, less those that a run goes without.

@@ -104,7 +104,7 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
     if rows.empty:
         raise Stop(f'{", ".join(names)} have no labelled image in common')
     for run, path, oof in zip(runs, paths, oofs, strict=True):
-        if labelled is not None and run.is_trained_here:
+        if labelled is not None and run.has_begun:
             used = known[~known.index.isin(run.skipped)]
             _check_same_images(path, oof.index, used.index)
             _check_equal(path, used, oof, 'fold')

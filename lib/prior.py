@@ -81,7 +81,7 @@ def blend_odds(
 
 def run_odds(run: Run, targets: Sequence[float]) -> float:
     """The odds that a run was trained at, or a kept blend's; NaN for anybody else's predictions."""
-    if run.is_trained_here:
+    if run.has_begun:
         return trained_odds(targets, run.config.get('neg_ratio', 1.0))
     return run.blend.get('odds') or np.nan
 

@@ -35,7 +35,7 @@ def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[s
     fingerprint = tables.fingerprint(path) if table is not None else {}
     for run in runs:
         # others' predictions, or ours far from where they were made, have nothing to be checked by
-        if table is not None and run.is_trained_here:
+        if table is not None and run.has_begun:
             folds = sorted(table.fold.dropna().astype(int).unique().tolist())
             run.check_table(fingerprint)
             if run.unfinished(folds):

@@ -39,10 +39,10 @@ class Run:
     @property
     def skipped(self) -> list[str]:
         """The images that it goes without, since they could not be read when it began."""
-        return self.config['skipped'] if self.is_trained_here else []
+        return self.config['skipped'] if self.has_begun else []
 
     @property
-    def is_trained_here(self) -> bool:
+    def has_begun(self) -> bool:
         """Whether train.py made it: a blend or anybody else's predictions have no config.json."""
         return (self.folder / 'config.json').exists()
 

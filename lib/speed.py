@@ -80,7 +80,7 @@ def ready_memory(device: torch.device) -> None:
 
 
 @torch.no_grad()
-def fold_batch_norms(model: nn.Module, size: int) -> nn.Module:
+def fuse_batch_norms(model: nn.Module, size: int) -> nn.Module:
     """`model` in eval mode, with each batch normalization of a convolution's output folded into it.
 
     Prediction alone gains, on B5 at 512 pixels by a quarter on the CPU. Which normalization reads

@@ -202,7 +202,7 @@ def prepare(folder, data, weights, arch, size, *_) -> Callable:
 
 def predict(folder, data, weights, arch, size, batch_size, precision, _) -> Callable:
     rows = pd.DataFrame({'cached': sorted((folder / 'squares').iterdir())})
-    net = lib.speed.fold_batch_norms(lib.model.create(arch, size), size)
+    net = lib.speed.fuse_batch_norms(lib.model.create(arch, size), size)
     net = lib.model.Probability(net, batch_size, precision)
     learn = lib.tta.predictor(lib.data.of_rows(rows, lib.augment.recipe(*STATS), batch_size), net)
     return lambda: learn.tta(n=3, beta=None)

@@ -116,7 +116,7 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     bad = {'cut', 'empty', 'text', 'folder', 'absent', 'pipe', 'program', 'bomb'}
     assert all(f'{name}.jpg' in text for name in bad)
     assert [p.name for p in (tmp_path / 'cache').rglob('*.jpg')] == ['good.jpg']
-    rows, skipped = images.readable(table_of(*paths).assign(fold=0), tmp_path, 64, [], True)
+    rows, skipped = images.prepare(table_of(*paths).assign(fold=0), tmp_path, 64, [], True)
     assert set(skipped) == bad and rows.cached.map(lambda path: path.name).tolist() == ['good.jpg']
 
 
@@ -127,23 +127,23 @@ def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_le
     for path in paths:
         Image.new('RGB', (64, 64)).save(path)
     table = table_of(*paths).assign(fold=[0, 0, 0, 1, 1])
-    rows, names = images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=False)
+    rows, names = images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=False)
     assert rows.image_name.tolist() == ['a', 'c', 'd', 'e'] and names == ['b']
     assert rows.index.tolist() == [0, 1, 2, 3] and all(path.is_file() for path in rows.cached)
     assert not (tmp_path / 'cache' / '64' / 's' / 'b.jpg').exists()
 
     paths[3].write_bytes(b'no picture')
     with pytest.raises(Stop, match=r'(?s)1 images cannot be read.*--skip_bad'):
-        images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=False)
+        images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=False)
     with pytest.raises(Stop, match='1 images cannot be read') as stopped:
         images.cache(table, tmp_path, 64)
     # it leaves labelled images out, in training alone
     assert '--skip_bad' not in str(stopped.value)
-    rows, names = images.readable(table, tmp_path, 64, skipped=['b'], skip_bad=True)
+    rows, names = images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=True)
     assert rows.image_name.tolist() == ['a', 'c', 'e'] and names == ['b', 'd']
     assert 'd.png' in capsys.readouterr().out
     with pytest.raises(Stop, match='a fold is left without'):
-        images.readable(table, tmp_path, 64, skipped=['e'], skip_bad=True)
+        images.prepare(table, tmp_path, 64, skipped=['e'], skip_bad=True)
 
 
 def test_all_cores_make_what_one_makes(tmp_path):

@@ -143,7 +143,7 @@ def test_a_blend_takes_runs_and_others_predictions_and_a_kept_blend_where_it_is_
         runs.predicted(tmp_path, 'a,')
     assert [run.name for run in runs.trained(tmp_path)] == ['a']
     theirs = Run(tmp_path / 'runs' / 'theirs')
-    assert theirs.skipped == [] and not theirs.is_trained_here and theirs.home == tmp_path
+    assert theirs.skipped == [] and not theirs.has_begun and theirs.home == tmp_path
 
 
 def finish(run: Run, k: int) -> None:

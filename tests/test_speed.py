@@ -104,7 +104,7 @@ def test_all_normalizations_are_folded_and_the_features_stay(arch):
     net, x = trained_like(arch), torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         logits, features = net(x), net.forward_features(x)
-        folded = speed.fold_batch_norms(net, 64)
+        folded = speed.fuse_batch_norms(net, 64)
         assert norms(net) > 0 and norms(folded) == 0
         atol = 1e-4 * float(features.abs().max())
         assert torch.allclose(folded.forward_features(x), features, atol=atol)
@@ -124,4 +124,4 @@ def test_a_normalization_of_what_something_else_reads_too_stays():
     torch.manual_seed(0)
     net = Both().eval()
     nn.init.normal_(net.bn.running_mean)
-    assert speed.fold_batch_norms(net, 8) is net
+    assert speed.fuse_batch_norms(net, 8) is net

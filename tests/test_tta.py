@@ -89,7 +89,7 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
     settings = parts.Settings(n_tta, seed=0, batch_size=32, precision='auto')
     ours = infer.predict(part, settings, 'fp32', None, False)
     assert calls == [{'n': 2, 'beta': None}] * bool(n_tta)
-    net = speed.fold_batch_norms(model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS), 64)
+    net = speed.fuse_batch_norms(model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS), 64)
     stats = [run.config['mean'], run.config['std']]
     witness = by_hand(net, part.rows, n_tta, [0, *part.seeds], batch_size=12, stats=stats)
     assert [pred.tolist() for pred in ours] == [pred.tolist() for pred in witness]
