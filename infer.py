@@ -8,7 +8,7 @@ python infer.py --images DIR --out FILE.csv     # any other images, by all runs 
 import tempfile
 from pathlib import Path
 
-import lib  # a module of lib is imported when it is first used
+import lib  # imports its modules when they are first used, so that --help is quick
 from lib import cli
 
 
@@ -16,20 +16,20 @@ def main(
     *,
     home: str = '.',  # folder of folds.csv, of the cache of resized images, and of the runs
     only: str | None = None,  # names of runs, with commas between, instead of all
-    n_tta: int = 15,  # passes of test-time augmentation, each a new draw of the run's own
-    batch_size: int = 32,  # images a step
-    seed: int = 0,  # of what the augmentation draws
-    prior: float | None = None,  # rate of melanomas for `prob`; by default the competition's own
+    n_tta: int = 15,  # passes of test-time augmentation, each augmented anew as in training
+    batch_size: int = 32,  # images a step; --images takes them one by one
+    seed: int = 0,  # of the augmentation's draws
+    prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the CSV for --images: image_name, pred, prob
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
-    compile: bool = False,  # torch.compile the models first; pays for thousands of images
+    compile: bool = False,  # torch.compile the models first; worth it for thousands of images
 ) -> None:
-    """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights alone.
+    """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights.
 
-    What is made already with these flags and weights is skipped. Typed twice at a time, the
-    command's two processes share out the work.
+    What is made already with these flags and weights is skipped. Start it in two terminals, and
+    they share out the work.
     """
     cli.within(0, n_tta=n_tta, seed=seed)
     cli.within(1, batch_size=batch_size)
@@ -40,20 +40,20 @@ def main(
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
     precision = lib.speed.inference_precision(precision, lib.devices.device())
-    options = (settings, precision, workers, compile)
+    options = (settings, precision, workers, compile)  # of predict, which follows below
     if images is not None:
         return predict_images(runs, Path(images), Path(out), prior, options)
 
     table = lib.tables.read_folds(home / 'folds.csv')
-    folds = sorted(table.fold.dropna().astype(int).unique().tolist())
+    folds = sorted(table.fold.dropna().astype(int).unique().tolist())  # a test image has none
     fingerprint = lib.tables.fingerprint(home / 'folds.csv')
-    runs = [run for run in runs if run.is_ready(folds, fingerprint)]
+    runs = [run for run in runs if run.is_ready(folds, fingerprint)]  # says what is missing
     if not runs:
         raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
     for run in runs:
-        parts = lib.parts.of_run(run, table, folds)  # a fold's held-out images, or the test images
+        parts = lib.parts.of_run(run, table, folds)  # for each fold its own and the test images
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
-            print(f'{part}, {n_tta} + 1 passes', flush=True)
+            print(f'{part}, {n_tta} + 1 passes', flush=True)  # one is not augmented
             part.write(*predict(part, *options), settings, precision)
         if all(part.is_made(settings) for part in parts):
             pool(run, parts, table, prior, n_tta)
@@ -67,7 +67,8 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     net = lib.model.load(config['arch'], config['size'], part.weights)
     net = lib.speed.fuse_batch_norms(net, config['size'])
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
-    batch_size = 1 if part.kind == 'images' else settings.batch_size  # whatever lies beside it
+    # alone in its batch, an image is predicted the same whatever else lies in its folder
+    batch_size = 1 if part.kind == 'images' else settings.batch_size
     dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
     net = lib.model.Probability(net, dls.valid.bs, precision, lib.speed.layout(dls.device))
     if compile:
@@ -75,14 +76,14 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')
     learn = lib.tta.predictor(dls, net, seed_batch, settings.n_tta, f'fold {part.k}')
     if settings.n_tta:
-        (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None keeps the plain pass apart
+        (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None does not mix the two
     else:
         pred = plain = learn.get_preds()[0]
     return lib.tta.checked(pred, str(part)), lib.tta.checked(plain, str(part))
 
 
 def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
-    """Put the parts together to oof.csv and test.csv, with `prob`; print what they are worth."""
+    """Write oof.csv, and test.csv as the mean over folds, with `prob`; print their scores."""
     with lib.locks.held(run.lock):
         pooled = lib.parts.pool(parts)
         oof = pooled['oof'][['image_name', *lib.parts.PREDS]]
@@ -102,7 +103,7 @@ def predict_images(runs, folder: Path, out: Path, prior: float | None, options: 
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
     table, preds = lib.images.table_of(folder), []
     for run in runs:
-        with tempfile.TemporaryDirectory() as home:  # no cache of images that come once
+        with tempfile.TemporaryDirectory() as home:  # a cache for this once
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
             preds.append(sum(predict(part, *options)[0] for part in parts) / len(parts))
@@ -110,9 +111,9 @@ def predict_images(runs, folder: Path, out: Path, prior: float | None, options: 
     rate = lib.prior.melanoma_rate(oof) if prior is None else prior
     weights = [1 / len(runs)] * len(runs)
     odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)
-    prob = lib.prior.to_prior(pred, rate, odds['odds'] or float('nan'))  # unlike odds: no prob
+    prob = lib.prior.to_prior(pred, rate, odds['odds'] or float('nan'))  # none for unlike runs
     lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))
-    print(f'{out}: {len(table)} images; prob is for a rate of {rate:.4g}. This is no diagnosis')
+    print(f'{out}: {len(table)} images. This is no diagnosis')
 
 
 if __name__ == '__main__':
