@@ -148,10 +148,10 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         hint = HINTS.get(error.errno, '')
         return f'{error.strerror or error}: {error.filename or "while writing"}{hint}'
-    # torch's OutOfMemoryError, which is not imported here, and what it says on the CPU
-    is_full = type(error).__name__ == 'OutOfMemoryError' or 'allocate memory' in str(error)
-    if isinstance(error, RuntimeError) and is_full:
-        return 'out of memory; try a smaller --batch_size, train with --accumulate 2 --batch_size 4'
+    of_card = type(error).__name__ == 'OutOfMemoryError'  # torch's, which is not imported here
+    if isinstance(error, RuntimeError) and (of_card or 'allocate memory' in str(error)):
+        full = 'the GPU is out of memory' if of_card else 'out of memory'
+        return f'{full}; try a smaller --batch_size, train with --accumulate 2 --batch_size 4'
     if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
         return (
             'a process that reads images was ended from outside, perhaps for its memory; the same '
