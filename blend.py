@@ -98,10 +98,10 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
 
 def save(home: Path, kept, oof, tests, scores: dict) -> None:
     """Write the submission, the report and what it is made from, and the run that is kept."""
+    if kept:
+        lib.provenance.keep(kept, scores['blend'])  # before its predictions: it says what they are
     for folder in (home / 'report', *([kept.folder] if kept else [])):
         lib.predictions.write(folder, oof, tests)
-    if kept:
-        lib.files.write_json(kept.folder / lib.runs.BLEND, scores['blend'])
     lib.files.write_json(home / 'report' / 'scores.json', scores)
     path, blend = home / 'submission.csv', scores['blend']
     if tests is None:

@@ -55,10 +55,7 @@ def main(
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
             print(f'{part}, {n_tta} + 1 passes', flush=True)  # one is not augmented
             part.write(*predict(part, *options), settings, precision)
-        if all(part.is_made(settings) for part in parts):
-            pool(run, parts, table, prior, n_tta)
-        else:
-            print(lib.parts.missing_note(parts))
+        pool(run, parts, table, prior, settings)
 
 
 def predict(part, settings, precision: str, workers: int | None, compile: bool):
@@ -67,8 +64,7 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     net = lib.model.load(config['arch'], config['size'], part.weights)
     net = lib.speed.fuse_batch_norms(net, config['size'])
     tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
-    # alone in its batch, an image is predicted the same whatever else lies in its folder
-    batch_size = 1 if part.kind == 'images' else settings.batch_size
+    batch_size = 1 if part.kind == 'images' else settings.batch_size  # as if it lay there alone
     dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
     net = lib.model.Probability(net, dls.valid.bs, precision, lib.speed.layout(dls.device))
     if compile:
@@ -82,9 +78,11 @@ def predict(part, settings, precision: str, workers: int | None, compile: bool):
     return lib.tta.checked(pred, str(part)), lib.tta.checked(plain, str(part))
 
 
-def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
+def pool(run, parts, table, prior: float | None, settings) -> None:
     """Write oof.csv, and test.csv as the mean over folds, with `prob`; print their scores."""
     with lib.locks.held(run.lock):
+        if not all(part.is_made(settings) for part in parts):
+            return print(lib.parts.missing_note(parts))
         pooled = lib.parts.pool(parts)
         oof = pooled['oof'][['image_name', *lib.parts.PREDS]]
         oof = table.merge(oof.astype(dict.fromkeys(lib.parts.PREDS, float)), on='image_name')
@@ -95,23 +93,25 @@ def pool(run, parts, table, prior: float | None, n_tta: int) -> None:
             prob = lib.prior.to_prior(rows.pred.to_numpy(dtype=float), rate, odds)
             lib.files.write_csv(run.folder / f'{kind}.csv', rows.assign(prob=prob))
     print(f'{run}: prob is for a rate of {rate:.4g}')
-    lib.summary.report_run(run, oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain'])
+    columns = ['pred_plain', 'pred'] if settings.n_tta else ['pred_plain']
+    lib.summary.report_run(run, oof, columns)
 
 
 def predict_images(runs, folder: Path, out: Path, prior: float | None, options: tuple) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
+    runs = lib.runs.with_folds(runs)
+    oof, weights = runs[0].read_oof(runs[0].trained_folds), [1 / len(runs)] * len(runs)
+    rate = lib.prior.melanoma_rate(oof) if prior is None else prior
+    odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)['odds']
     table, preds = lib.images.table_of(folder), []
     for run in runs:
         with tempfile.TemporaryDirectory() as home:  # a cache for this once
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
             preds.append(sum(predict(part, *options)[0] for part in parts) / len(parts))
-    pred, oof = sum(preds) / len(preds), runs[0].read_oof(runs[0].trained_folds)
-    rate = lib.prior.melanoma_rate(oof) if prior is None else prior
-    weights = [1 / len(runs)] * len(runs)
-    odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)
-    prob = lib.prior.to_prior(pred, rate, odds['odds'] or float('nan'))  # none for unlike runs
+    pred = sum(preds) / len(preds)
+    prob = lib.prior.to_prior(pred, rate, odds or float('nan'))  # none for unlike runs
     lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))
     print(f'{out}: {len(table)} images. This is no diagnosis')
 

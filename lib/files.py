@@ -90,10 +90,12 @@ def sha256(path: Path) -> str:
 
 
 def check_out(path: Path, header: list[str]) -> None:
-    """Raises: Stop where a CSV with this `header` must not be written to `path`.
+    """Raises: Stop where a CSV with this `header` must not be written to `path`, by one process.
 
     That is where it would replace anything but an earlier such file: a photo, or folds.csv.
     """
+    if ranks.WORLD > 1:
+        raise Stop('--images runs in one process; start it without a launcher')
     if path.suffix.lower() != '.csv':
         raise Stop(f'--out must name a .csv file, not {path}')
     if path.exists():

@@ -3,6 +3,7 @@
 import errno
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,8 +43,8 @@ class Lock:
     def __exit__(self, *exc: object) -> None:
         os.close(self.fd)
 
-    def take(self, wait: bool = False) -> bool:
-        """Whether the lock is this process's now; `wait` until it is."""
+    def take(self, wait: bool = False, note: bool = True) -> bool:
+        """Whether the lock is this process's now, which the file then notes; `wait` until it is."""
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, 'Windows has no such locks')
@@ -57,8 +58,9 @@ class Lock:
                 print(f'{self.path} cannot be locked ({e.strerror}): start no second process here')
             Lock.unsupported = True
             return True
-        os.ftruncate(self.fd, 0)
-        os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
+        if note:
+            os.ftruncate(self.fd, 0)
+            os.pwrite(self.fd, f'process {os.getpid()} on {socket.gethostname()}\n'.encode(), 0)
         return True
 
     def holder(self) -> str:
@@ -79,18 +81,24 @@ def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[
     """The pieces of work that are not done and that no other process has, each by its lock.
 
     The lock is held while the loop's body works. What others have is asked for again after each
-    piece, and left to them when nothing else is left.
+    piece, and once more at the end, since whoever asks for a lock's holder has it for an instant.
     """
-    left = dict(of_lock)
-    while left := {lock: piece for lock, piece in left.items() if not is_done(piece)}:
-        for path, piece in left.items():
-            with Lock(path) as lock:
-                if lock.take() and not is_done(piece):  # another process may have done it meanwhile
-                    yield piece
-                    del left[path]
-                    break
+    mine, again = set(), True
+    while True:
+        for path, piece in of_lock.items():
+            if path not in mine and not is_done(piece):
+                with Lock(path) as lock:
+                    if lock.take() and not is_done(piece):  # another process may have done it
+                        mine.add(path)
+                        yield piece
+                        break
         else:
-            return
+            if not again:
+                return
+            time.sleep(0.1)
+            again = False
+            continue
+        again = True
 
 
 def holder_note(path: Path) -> str:
@@ -98,4 +106,4 @@ def holder_note(path: Path) -> str:
     if not path.exists() or not os.access(path, os.W_OK):
         return ''
     with Lock(path) as lock:
-        return '' if lock.take() else f' ({lock.holder()} is at it)'
+        return '' if lock.take(note=False) else f' ({lock.holder()} is at it)'

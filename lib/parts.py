@@ -87,8 +87,8 @@ class Part:
         path, old = self.path.with_suffix('.json'), self.run.folder / 'infer.json'
         if old.exists() and self.pooled_path.exists():
             record = files.read_json(old)
-            is_known = self.weights_sha256 in record.get('weights_sha256', [])
-            return record | {'weights_sha256': self.weights_sha256 if is_known else None}
+            of_fold = dict(enumerate(record.get('weights_sha256', [])))
+            return record | {'weights_sha256': of_fold.get(self.k)}
         return files.read_json(path) if path.exists() and self.path.exists() else {}
 
     @property
@@ -116,10 +116,13 @@ class Part:
     ) -> None:
         """Save predictions, (n,) each in the order of `rows`, and the record of their making."""
         columns = OOF_COLUMNS if self.kind == 'oof' else ['image_name']
-        self.path.unlink(missing_ok=True)
         used = {'precision': precision, 'draws': DRAWS, 'weights_sha256': self.weights_sha256}
-        files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)
-        files.write_csv(self.path, self.rows[columns].assign(pred=pred, pred_plain=plain))
+        with locks.held(self.run.lock):  # nobody pools meanwhile
+            for name in ('infer.json', 'oof.csv', 'test.csv'):  # other settings pooled these
+                (self.run.folder / name).unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)
+            files.write_csv(self.path, self.rows[columns].assign(pred=pred, pred_plain=plain))
 
 
 def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
@@ -147,9 +150,9 @@ def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
     rows = pd.concat([part.rows for part in parts]).drop_duplicates('image_name')
     cached = dict(zip(rows.image_name, cache(rows, run.home, run.config['size']), strict=True))
     for part in locks.claim({part.lock: part for part in parts}, lambda p: p.is_made(settings)):
-        for name in ('infer.json', 'oof.csv', 'test.csv'):  # pooled by other settings
-            (run.folder / name).unlink(missing_ok=True)
-        yield replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
+        part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
+        _ = part.weights_sha256  # of the weights that are to predict, whatever comes meanwhile
+        yield part
 
 
 def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
@@ -174,10 +177,8 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
 def missing_note(parts: list[Part]) -> str:
     """What to tell whoever finds parts that another process is at."""
     notes = ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
-    return (
-        f'{parts[0].run}: some predictions are missing, and another process is making them{notes}; '
-        'type this again when it has ended'
-    )
+    whose = f'another process is making them{notes}; when it has ended, ' if notes else ''
+    return f'{parts[0].run}: some predictions are missing; {whose}type this again'
 
 
 def n_tta(parts: list[Part]) -> int:
@@ -190,9 +191,11 @@ def n_tta(parts: list[Part]) -> int:
         why = f'has no {", ".join(missing)}'
     elif not all(part.has_todays_weights for part in parts):
         why = 'was trained again since infer.py ran'
+    elif len(passes := {part.record['n_tta'] for part in parts}) == 1:
+        return passes.pop()
     else:
-        return parts[0].record['n_tta']
-    passes = next((p.record['n_tta'] for p in parts if 'n_tta' in p.record), None)
+        why = f'has parts of {" and ".join(map(str, sorted(passes)))} TTA passes'
+    n = next((part.record['n_tta'] for part in parts if 'n_tta' in part.record), None)
     words = ['python', 'infer.py', '--home', str(run.home), '--only', run.name]
-    words += ['--n_tta', str(passes)] if passes is not None else []
+    words += ['--n_tta', str(n)] if n is not None else []
     raise Stop(f'{run} {why}: {shlex.join(words)}')

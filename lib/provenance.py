@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from lib import parts, tables
+from lib import files, parts, tables
 from lib.cli import Stop
-from lib.runs import Run
+from lib.runs import BLEND, Run
 
 
 def check_free(run: Run, blend: dict[str, Any]) -> None:
@@ -23,6 +23,17 @@ def check_free(run: Run, blend: dict[str, Any]) -> None:
             raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
     elif run.folder.exists() and any(run.folder.iterdir()):
         raise Stop(f'{run} is there already and no blend; choose another --name')
+
+
+def keep(run: Run, blend: dict[str, Any]) -> None:
+    """Write blend.json into `run`, without the predictions of an earlier blend. Raises: Stop.
+
+    Killed here or later, it is a blend without predictions, which the same command makes.
+    """
+    check_free(run, blend)  # once more, now that nobody else blends
+    for name in ('oof.csv', 'test.csv'):
+        (run.folder / name).unlink(missing_ok=True)
+    files.write_json(run.folder / BLEND, blend)
 
 
 def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:

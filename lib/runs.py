@@ -129,6 +129,8 @@ class Run:
                     )
                 files.write_json(path, config)
         self.check(config, defaults)
+        if self.skipped != config.get('skipped', self.skipped):
+            raise Stop(f'{self} was begun meanwhile without other images; type this again')
 
     @property
     def lock(self) -> Path:
@@ -169,8 +171,8 @@ class Run:
 
     @property
     def trained_folds(self) -> list[int]:
-        """The folds that the run has weights of."""
-        return sorted(int(path.parent.name[4:]) for path in self.folder.glob(f'fold*/{WEIGHTS}'))
+        """The folds that are trained and scored."""
+        return sorted(int(path.parent.name[4:]) for path in self.folder.glob('fold*/oof.csv'))
 
     def check_table(self, table: dict[str, str]) -> None:
         """Raises: Stop where the run was trained on another folds.csv; `table`: its fingerprint."""
@@ -219,6 +221,13 @@ def predicted(home: Path, only: str | None = None) -> list[Run]:
     are folders with an oof.csv or test.csv. Blends kept by --name take part where they are named.
     """
     return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
+
+
+def with_folds(runs: list[Run]) -> list[Run]:
+    """Those of `runs` that have a trained fold. Raises: Stop where none has."""
+    if not (trained := [run for run in runs if run.trained_folds]):
+        raise Stop('no run has a trained fold yet; type its train.py again')
+    return trained
 
 
 def _find(home: Path, files_of_a_run: list[str], only: str | None) -> list[Run]:

@@ -275,3 +275,22 @@ def test_a_blend_says_what_is_missing_or_was_made_by_other_weights(copy, ok, ref
     (copy / 'runs' / 'twin' / 'fold0' / 'oof.csv').unlink()
     assert 'twin: fold 0 still to be trained' in refusal('blend.py', '--home', copy)
     ok('blend.py', '--home', copy, '--only', run_of(copy).name)
+
+
+def test_a_blend_that_is_killed_while_it_is_kept_takes_no_part_and_is_made_by_the_same_command(
+    copy, ok, monkeypatch
+):
+    from lib import predictions
+
+    def kill(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictions, 'write', kill)
+        with pytest.raises(AssertionError, match='stopped'):
+            ok('blend.py', '--home', copy, '--name', 'kept')
+    ok('blend.py', '--home', copy)
+    blend = json.loads((copy / 'report' / 'scores.json').read_text())['blend']
+    assert 'kept' not in blend['runs'] and len(blend['runs']) == 2
+    ok('blend.py', '--home', copy, '--name', 'kept')
+    assert (copy / 'runs' / 'kept' / 'test.csv').exists()

@@ -151,3 +151,19 @@ def test_an_old_run_goes_along_to_where_the_images_lie_elsewhere(home, ok, scrip
     ok('infer.py', '--home', home, *INFER)
     assert not computed
     ok('blend.py', '--home', home)
+
+
+def test_a_failure_before_the_first_prediction_loses_nothing(home, script, monkeypatch):
+    monkeypatch.setenv('CXX', 'no-such-compiler')
+    before = contents(home / 'runs/a')
+    done = script('infer.py', '--home', home, '--only', 'a', '--n_tta', 1, '--compile')
+    assert done.returncode == 1 and 'no-such-compiler' in done.stderr
+    kept = {name: data for name, data in contents(home / 'runs/a').items() if '.lock' not in name}
+    assert kept == before
+
+
+def test_one_fold_that_was_trained_again_has_all_parts_made_in_one_go(home, ok):
+    weights = home / 'runs/a/fold1/model.safetensors'
+    weights.write_bytes((home / 'runs/a/fold0/model.safetensors').read_bytes())
+    out = ok('infer.py', '--home', home, '--only', 'a', *INFER)
+    assert out.count('2 + 1 passes') == 4 and (home / 'runs/a/oof.csv').exists()

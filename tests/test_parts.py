@@ -122,11 +122,21 @@ def test_what_is_pooled_vanishes_when_a_part_is_made_with_other_settings(run):
     pooled = [run.folder / 'oof.csv', run.folder / 'test.csv']
     assert list(parts.claim(of(run), SETTINGS)) == [] and all(p.exists() for p in pooled)
     other = dataclasses.replace(SETTINGS, n_tta=3)
-    for part in parts.claim(of(run), other):
-        assert not any(p.exists() for p in pooled)
+    for k, part in enumerate(parts.claim(of(run), other)):
+        assert all(p.exists() for p in pooled) == (k == 0)  # a failure so far has lost nothing
         write(part, other, pred=0.75)
+        assert not any(p.exists() for p in pooled)
     assert all(part.is_made(other) for part in of(run))
     assert {rows.pred.astype(float).max() for rows in parts.pool(of(run)).values()} == {0.75}
+
+
+def test_parts_of_several_settings_are_no_run_to_blend(run):
+    make(run)
+    write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
+    for kind in ('oof', 'test'):
+        files.write_csv(run.folder / f'{kind}.csv', table())
+    with pytest.raises(Stop, match='parts of 2 and 3 TTA passes'):
+        parts.n_tta(of(run))
 
 
 def test_what_is_missing_alone_is_claimed(run):

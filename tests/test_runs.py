@@ -211,10 +211,14 @@ def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
     files.write_json(path, CONFIG | known)
     finish(run, 0)
     assert run.is_ready([0], table)
-    assert run.trained_folds == []
+    assert run.trained_folds == [0]
     for k in (10, 2):
-        files.write_text(run.fold(k) / runs.WEIGHTS, '')
-    assert run.trained_folds == [2, 10]
+        finish(run, k)
+    assert run.trained_folds == [0, 2, 10]
+    other = Run(run.folder.with_name('other'))
+    assert runs.with_folds([run, other]) == [run]
+    with pytest.raises(Stop, match='no run has a trained fold'):
+        runs.with_folds([other])
 
 
 @pytest.mark.parametrize(
