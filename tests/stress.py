@@ -160,7 +160,7 @@ def kill_inference(folder: Path, n_kills: int, rng: random.Random, n_tta: int = 
     whole = contents(home)
 
     def moment() -> tuple[Callable[[int], bool], float]:
-        n = rng.randint(1, 4)
+        n = rng.randint(1, 2)
         return lambda lines: lines >= n, rng.uniform(0, 2)
 
     def parts_done() -> str:
@@ -168,7 +168,7 @@ def kill_inference(folder: Path, n_kills: int, rng: random.Random, n_tta: int = 
 
     while left:
         unpredict(run)
-        moments = kill(left, lambda i: args, moment, parts_done)
+        moments = kill(min(left, 3), lambda i: args, moment, parts_done)  # then all is made anew
         left -= len(moments)
         yield row(home, moments, contents(home) == whole)
 
