@@ -29,6 +29,11 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+def heed_ctrl_c() -> None:
+    """Of a process that is to get a SIGINT: a shell's & has its children ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture(scope='session')
 def script():
     """`script('train.py', '--size', 64, cwd=...)`: the finished command, its output as text.

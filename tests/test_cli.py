@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, heed_ctrl_c
 from fastcore.docments import docments
 
 from lib import cli
@@ -218,7 +218,7 @@ def test_a_signal_ends_the_work_with_one_line_that_says_how_to_go_on(number, fla
     process = subprocess.Popen(
         [sys.executable, '-c', SLEEPER, *flags],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=True,
+        start_new_session=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     assert process.stdout.readline() == 'ready\n'
     os.killpg(process.pid, number)

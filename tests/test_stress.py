@@ -5,7 +5,7 @@ import signal
 import subprocess
 
 import stress
-from conftest import contents
+from conftest import contents, heed_ctrl_c
 
 
 def trained(run) -> dict[str, str]:
@@ -56,6 +56,7 @@ def test_ctrl_c_in_a_training_with_workers_is_one_line_and_the_same_command_goes
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_ctrl_c,
     )
     assert any('epoch  2/4' in line for line in process.stdout)  # the first is saved then
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
