@@ -162,6 +162,7 @@ class Run:
         oof = held_out[OOF_COLUMNS].assign(pred_plain=pred)
         files.write_csv(self.fold(k) / 'oof.csv', oof)
         if not ranks.following:
+            (self.folder / 'scores.json').unlink(missing_ok=True)  # of a fold that was
             (self.fold(k) / 'state.pt').unlink(missing_ok=True)
 
     def read_oof(self, folds: Iterable[int]) -> pd.DataFrame:

@@ -30,8 +30,10 @@ def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
         both = [oof.pred, oof.pred_plain]
         scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[1][0]
         print(f'test-time augmentation changes the AUC by {scores["tta"]}')
+    path = run.folder / 'scores.json'
     with locks.held(run.lock):
-        files.write_json(run.folder / 'scores.json', scores)
+        if 'pred' in columns or not path.exists():  # train.py again leaves infer.py's
+            files.write_json(path, scores)
 
 
 def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:

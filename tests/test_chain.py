@@ -277,6 +277,15 @@ def test_a_blend_says_what_is_missing_or_was_made_by_other_weights(copy, ok, ref
     ok('blend.py', '--home', copy, '--only', run_of(copy).name)
 
 
+def test_a_training_that_is_typed_again_leaves_the_scores_of_the_predictions(copy, ok):
+    path = run_of(copy) / 'scores.json'
+    before = path.read_bytes()
+    assert 'is finished' in ok('train.py', '--home', copy, *QUICK, '--epochs', 1)
+    assert path.read_bytes() == before and b'"tta"' in before
+    ok('infer.py', '--home', copy, '--n_tta', 0, '--only', run_of(copy).name)
+    assert b'"tta"' not in path.read_bytes()
+
+
 def test_a_blend_that_is_killed_while_it_is_kept_takes_no_part_and_is_made_by_the_same_command(
     copy, ok, monkeypatch
 ):
