@@ -299,7 +299,7 @@ def fuzz(folder: Path, n: int, seed: int) -> Iterator:
     def picture(path: Path) -> None:
         made = folder / 'made' / path.name
         made.unlink(missing_ok=True)
-        if error := images._make((path, made), 64):
+        if error := images._make(path, made, 64):
             assert '\n' not in error and not made.exists()
             raise cli.Stop(error)
         with Image.open(made) as image:
