@@ -1,11 +1,9 @@
 """The stress script in short: kills, a signal, two processes, random damage."""
 
-import os
 import signal
-import subprocess
 
 import stress
-from conftest import contents, heed_ctrl_c
+from conftest import contents
 
 
 def trained(run) -> dict[str, str]:
@@ -46,25 +44,6 @@ def test_infer_goes_on_where_it_was_killed(copy, ok):
     victim.communicate()
     assert ok(*infer).count('20 + 1 passes') == 1
     assert contents(run) == whole and stress.leftovers(copy) == []
-
-
-def test_ctrl_c_in_a_training_with_workers_is_one_line_and_the_same_command_goes_on(copy, ok):
-    train = ['train.py', '--home', copy, *stress.SMALL, '--epochs', 4, '--name', 'stopped']
-    process = subprocess.Popen(
-        stress.command(*train, '--workers', 2),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        preexec_fn=heed_ctrl_c,
-    )
-    assert any('epoch  2/4' in line for line in process.stdout)  # the first is saved then
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does, to the workers too
-    error = process.communicate(timeout=100)[1]
-    assert process.returncode == 130 and error.count('\n') == 1, error
-    assert error.startswith('stopped; kept: ') and 'The same command goes on: python ' in error
-    assert 'of 4 epochs of ' in error
-    assert 'goes on after epoch' in ok(*train)
 
 
 def test_random_damage_is_refused_or_read_right(tmp_path):
