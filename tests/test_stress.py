@@ -1,4 +1,4 @@
-"""The stress script in short: kills, a signal, two processes, random damage."""
+"""The stress script in short: kills, two processes, random damage."""
 
 import signal
 
