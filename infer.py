@@ -40,25 +40,21 @@ def main(
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
     precision = lib.speed.inference_precision(precision, lib.devices.device())
-    options = (settings, precision, workers, compile)  # of predict, which follows below
+    options = {'precision': precision, 'workers': workers, 'compile': compile}
     if images is not None:
-        return predict_images(runs, Path(images), Path(out), prior, options)
+        return predict_images(runs, Path(images), Path(out), prior, settings, options)
 
     table = lib.tables.read_folds(home / 'folds.csv')
     folds = sorted(table.fold.dropna().astype(int).unique().tolist())  # a test image has none
-    fingerprint = lib.tables.fingerprint(home / 'folds.csv')
-    runs = [run for run in runs if run.is_ready(folds, fingerprint)]  # says what is missing
-    if not runs:
-        raise cli.Stop('no run is trained in all folds; the commands above train what is missing')
-    for run in runs:
+    for run in lib.runs.ready(runs, folds, lib.tables.fingerprint(home / 'folds.csv')):
         parts = lib.parts.of_run(run, table, folds)  # for each fold its own and the test images
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
             print(f'{part}, {n_tta} + 1 passes', flush=True)  # one is not augmented
-            part.write(*predict(part, *options), settings, precision)
+            part.write(*predict(part, settings, **options), settings, precision)
         pool(run, parts, table, prior, settings)
 
 
-def predict(part, settings, precision: str, workers: int | None, compile: bool):
+def predict(part, settings, *, precision: str, workers: int | None, compile: bool):
     """The mean of the passes under the run's own augmentation, and the plain pass: (n,) each."""
     config = part.run.config
     net = lib.model.load(config['arch'], config['size'], part.weights)
@@ -84,9 +80,7 @@ def pool(run, parts, table, prior: float | None, settings) -> None:
         if not all(part.is_made(settings) for part in parts):
             return print(lib.parts.missing_note(parts))
         pooled = lib.parts.pool(parts)
-        oof = pooled['oof'][['image_name', *lib.parts.PREDS]]
-        oof = table.merge(oof.astype(dict.fromkeys(lib.parts.PREDS, float)), on='image_name')
-        oof = oof.astype({'fold': int, 'target': int})
+        oof = lib.parts.join(table, pooled['oof'])
         rate = lib.prior.melanoma_rate(oof) if prior is None else prior
         odds = lib.prior.run_odds(run, oof.target)
         for kind, rows in pooled.items():
@@ -97,7 +91,7 @@ def pool(run, parts, table, prior: float | None, settings) -> None:
     lib.summary.report_run(run, oof, columns)
 
 
-def predict_images(runs, folder: Path, out: Path, prior: float | None, options: tuple) -> None:
+def predict_images(runs, folder: Path, out: Path, prior, settings, options: dict) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
     runs = lib.runs.with_folds(runs)
@@ -109,7 +103,7 @@ def predict_images(runs, folder: Path, out: Path, prior: float | None, options: 
         with tempfile.TemporaryDirectory() as home:  # a cache for this once
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
-            preds.append(sum(predict(part, *options)[0] for part in parts) / len(parts))
+            preds.append(sum(predict(part, settings, **options)[0] for part in parts) / len(parts))
     pred = sum(preds) / len(preds)
     prob = lib.prior.to_prior(pred, rate, odds or float('nan'))  # none for unlike runs
     lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))

@@ -174,6 +174,12 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
     return pooled
 
 
+def join(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
+    """The rows of folds.csv that `oof`, as `pool` returns it, has predictions of, with PREDS."""
+    preds = oof[['image_name', *PREDS]].astype(dict.fromkeys(PREDS, float))
+    return table.merge(preds, on='image_name').astype({'fold': int, 'target': int})
+
+
 def missing_note(parts: list[Part]) -> str:
     """What to tell whoever finds parts that another process is at."""
     notes = ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))

@@ -109,8 +109,7 @@ class Run:
             raise Stop(
                 f'{self} was begun by version {self.config["recipe"]} of the recipe, and this code '
                 f'trains by version {RECIPE}. Train it anew under another --name, or finish it by '
-                "the code that began it (its folds' run.json name the commit). What is finished is "
-                'predicted and blended as it is'
+                "the code that began it (its folds' run.json name the commit)"
             )
 
     def begin(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
@@ -119,14 +118,11 @@ class Run:
             path, results = self.folder / 'config.json', ('state.pt', WEIGHTS, 'oof.csv')
             if not path.exists():
                 if made := [p for p in sorted(self.folder.glob('fold*/*')) if p.name in results]:
-                    raise Stop(
-                        f'{made[0]} is there and no config.json says what it was made with; bring '
-                        f'{path} back, or train under another --name'
-                    )
+                    why = 'is there and no config.json says what it was made with'
+                    raise Stop(f'{made[0]} {why}; bring {path} back, or choose another --name')
                 if any((self.folder / name).exists() for name in (BLEND, 'oof.csv', 'test.csv')):
-                    raise Stop(
-                        f'{self} holds a blend or the predictions of others; choose another --name'
-                    )
+                    why = 'holds a blend or the predictions of others'
+                    raise Stop(f'{self} {why}; choose another --name')
                 files.write_json(path, config)
         self.check(config, defaults)
         if self.skipped != config.get('skipped', self.skipped):
@@ -183,13 +179,6 @@ class Run:
                 'are others; bring that file back, or name the other runs with --only'
             )
 
-    def is_ready(self, folds: list[int], table: dict[str, str]) -> bool:
-        """Whether all `folds` are trained; says so if not. Raises: Stop as `check_table` does."""
-        self.check_table(table)
-        if missing := self.unfinished(folds):
-            print(f'passed over {self.training_note(folds)}')
-        return not missing
-
     def training_note(self, folds: list[int]) -> str:
         """A sentence that names the unfinished folds, who is at them, and what trains the rest."""
         notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
@@ -222,6 +211,20 @@ def predicted(home: Path, only: str | None = None) -> list[Run]:
     are folders with an oof.csv or test.csv. Blends kept by --name take part where they are named.
     """
     return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
+
+
+def ready(runs: list[Run], folds: list[int], table: dict[str, str]) -> list[Run]:
+    """Those of `runs` that are trained in all `folds`; says what the others miss.
+
+    Raises: Stop where none is, or where one was trained on a folds.csv of another fingerprint.
+    """
+    for run in runs:
+        run.check_table(table)
+        if missing := run.unfinished(folds):
+            print(f'passed over {run.training_note(missing)}')
+    if not (trained := [run for run in runs if not run.unfinished(folds)]):
+        raise Stop('no run is trained in all folds; the commands above train what is missing')
+    return trained
 
 
 def with_folds(runs: list[Run]) -> list[Run]:

@@ -200,17 +200,19 @@ def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
 def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
     table = {'folds_sha256': 'of the file', 'table_sha256': 'of its rows'}
     with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
-        run.is_ready([0], table)
+        runs.ready([run], [0], table)
     path = run.folder / 'config.json'
     for known in ({'folds_sha256': 'of the file'}, {'table_sha256': 'of its rows'}):
         files.write_json(path, CONFIG | known)
-        assert not run.is_ready([0], table) and 'passed over' in capsys.readouterr().out
+        with pytest.raises(Stop, match='no run is trained in all folds'):
+            runs.ready([run], [0], table)
+        assert 'passed over' in capsys.readouterr().out
     files.write_json(path, CONFIG | {'folds_sha256': 'of the file', 'table_sha256': 'of others'})
     with pytest.raises(Stop, match='another'):  # what is known of the rows decides
-        run.is_ready([0], table)
+        runs.ready([run], [0], table)
     files.write_json(path, CONFIG | known)
     finish(run, 0)
-    assert run.is_ready([0], table)
+    assert runs.ready([run], [0], table) == [run]
     assert run.trained_folds == [0]
     for k in (10, 2):
         finish(run, k)

@@ -87,7 +87,7 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
     paths = [home / 'cache' / '64' / 'competition' / f'{name}.jpg' for name in table.image_name]
     part = parts.of_run(run, table.assign(cached=paths), [0, 1])[3]
     settings = parts.Settings(n_tta, seed=0, batch_size=32, precision='auto')
-    ours = infer.predict(part, settings, 'fp32', None, False)
+    ours = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
     assert calls == [{'n': 2, 'beta': None}] * bool(n_tta)
     net = speed.fuse_batch_norms(model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS), 64)
     stats = [run.config['mean'], run.config['std']]
