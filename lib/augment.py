@@ -1,4 +1,4 @@
-"""The kornia recipe as fastai batch transforms; Normalize; Cutout."""
+"""The recipe's augmentation (kornia), Normalize and Cutout, as fastai batch transforms."""
 
 import torch
 from fastai.vision.all import IntToFloatTensor, Normalize, TensorImage, Transform
@@ -7,10 +7,10 @@ from torch import nn
 
 
 class Augment(Transform):
-    """kornia modules on a whole batch on its device, in training and TTA only (split_idx 0).
+    """Applies kornia modules to a whole batch on its device, in training and TTA (split_idx 0).
 
-    `order` places it among fastai's batch transforms: IntToFloatTensor is 10, Normalize 99.
-    Images are (B, 3, H, W) float; kornia draws from torch's global CPU generator.
+    `order` places it among fastai's batch transforms: IntToFloatTensor has 10, Normalize 99.
+    Images are (B, 3, H, W) float. kornia draws from torch's global CPU generator.
     """
 
     split_idx = 0
@@ -19,12 +19,12 @@ class Augment(Transform):
         self.modules, self.order = nn.Sequential(*modules), order
 
     def encodes(self, x: TensorImage) -> TensorImage:
-        plain = x.as_subclass(torch.Tensor)  # asking for the type is half of kornia's Python time
+        plain = x.as_subclass(torch.Tensor)  # kornia's Python is slow on a subclass
         return self.modules(plain).as_subclass(TensorImage)
 
 
 class ChannelsLast(Transform):
-    """The memory layout that convolutions are fastest in; last, since RandomAffine loses it."""
+    """Converts a batch to the layout in which convolutions are fastest; RandomAffine loses it."""
 
     order = 101
 
@@ -37,8 +37,9 @@ def recipe(
 ) -> list[Transform]:
     """The batch transforms of training, TTA and plain passes, from uint8 to what the model reads.
 
-    Augmentation is drawn while values are in 0..1, since ColorJiggle clips to that; Cutout comes
-    after Normalize, where its 0 is the mean colour. `mean`, `std`: a channel each, of 0..1 values.
+    Images are augmented while their values are in 0..1, since ColorJiggle clips to that range.
+    Cutout comes after Normalize, where its value 0 is the mean colour. `mean`, `std`: (3,), of
+    values in 0..1.
     """
     geometry_and_colour = [
         RandomAffine(degrees=180, translate=(0.02, 0.02), p=1.0),

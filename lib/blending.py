@@ -1,7 +1,7 @@
-"""Predictions of several runs to one.
+"""Ways to blend the predictions of several runs into one.
 
-Every blend is a weighted sum over the runs: of their predictions, of their ranks, or of their
-logits. Only the scale and the weights differ.
+Every blend is a weighted sum over the runs, of their predictions, their ranks or their logits. The
+ways differ only in that scale and in the weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,16 +14,17 @@ from lib import score
 from lib.cli import Stop
 from lib.predictions import OofTable
 
-FITTED = ('greedy', 'stack')  # their weights come from the out-of-fold predictions
+FITTED = ('greedy', 'stack')  # whose weights are fitted to the out-of-fold predictions
 N_STEPS = 50  # of the hill climb; the best so far is kept
 STACK_C = 0.01  # scikit-learn's inverse of the penalty on the weights of logits
 
 
 def to_scale(how: str, preds: np.ndarray, folds: np.ndarray | None = None) -> np.ndarray:
-    """What the weights multiply: `preds` (n, k) as they are; for rank their ranks within each
-    fold; for stack their logits and a column of ones, whose weight is the intercept.
+    """The columns that the weights multiply.
 
-    `folds`: (n, k), of each run; None for test images, which are ranked among themselves.
+    They are `preds` (n, k) itself; for rank, the ranks within each fold; for stack, the logits and
+    a column of ones, whose weight is the intercept. `folds`: (n, k), the fold of each image in each
+    run; None for test images, which are ranked among themselves.
     """
     if how == 'rank':
         folds = np.zeros(preds.shape) if folds is None else folds
@@ -43,10 +44,10 @@ def weigh(how: str, scaled: np.ndarray, weights: Sequence[float]) -> np.ndarray:
 def fit(
     how: str, oofs: OofTable, weights: Sequence[float]
 ) -> tuple[Sequence[float], dict[int, Sequence[float]]]:
-    """The weights (k,) of the columns of `to_scale`: for test images, and for each fold's images.
+    """Weights (k,) for the columns of `to_scale`: those for test images, and those of each fold.
 
-    Where `how` is one of FITTED, the first are fitted on all rows, and those of a fold on the
-    other folds, so that the blend's AUC is out of fold for the weights too. Else all of them are
+    Where `how` is one of FITTED, the first are fitted to all rows, and those of a fold to the other
+    folds, so that the blend's AUC is out of fold for the weights too. Else all of them are
     `weights`. Raises: Stop where the other folds lack a class.
     """
     target, fold = oofs.rows.target.to_numpy(), oofs.rows.fold.to_numpy()
@@ -63,7 +64,7 @@ def fit(
 
 
 def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[float]]) -> np.ndarray:
-    """The out-of-fold blend (n,), the rows of each fold by that fold's weights."""
+    """The out-of-fold blend (n,), which uses each fold's weights for the rows of that fold."""
     scaled, fold = to_scale(how, oofs.preds, oofs.folds), oofs.rows.fold.to_numpy()
     pred = np.empty(len(fold))
     for k, weights in fold_weights.items():
@@ -72,11 +73,12 @@ def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[flo
 
 
 def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
-    """A function of a fold: the blend (n,) of the other folds' rows as if that fold did not exist,
-    NaN in its own rows. None where `how` fits no weights.
+    """A function that blends without a fold; None where `how` fits no weights.
 
-    Fitted weights bring a fold's targets into the other folds' blend; what is fitted to that blend
-    next has to go without them to be out of fold. Raises, when called: Stop for less than 3 folds.
+    It takes a fold k and returns the blend (n,) of the other folds' rows as if k did not exist, and
+    NaN in the rows of k. Fitted weights carry the targets of k into the blend of the other
+    folds, so anything that is fitted to that blend and then scored on k needs this one instead.
+    The function raises Stop where there are fewer than 3 folds.
     """
 
     def blend_without(k: int) -> np.ndarray:
@@ -91,12 +93,14 @@ def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | N
 
 
 def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """Weights (k,) by which the mean of columns has the best AUC, by adding a run at a time, the
-    same again if it helps. Source: https://doi.org/10.1145/1015330.1015432 (Caruana et al. 2004)
+    """Weights (k,) for the mean with the best AUC, found by hill climbing: one run is added at a
+    time, and the same run may be added again.
+
+    Source: https://doi.org/10.1145/1015330.1015432 (Caruana et al. 2004)
     """
 
     def auc(pred: np.ndarray) -> float:
-        """As score.auc, but several times faster."""
+        """The same as score.auc, but several times faster."""
         p, n = np.sort(pred[target == 1]), np.sort(pred[target == 0])
         below = np.searchsorted(n, p, 'left') + np.searchsorted(n, p, 'right')
         return below.sum() / (2 * len(p) * len(n))
@@ -115,14 +119,14 @@ def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
 def stack_weights(scaled: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights of the logits and, last, the intercept, by penalised logistic regression: (k + 1,).
 
-    The penalty has runs that are alike share their weight.
+    The penalty makes similar runs share their weight.
     """
     model = LogisticRegression(C=STACK_C, max_iter=1000).fit(scaled[:, :-1], target)
     return np.r_[model.coef_[0], model.intercept_]
 
 
 def parse_mix(text: str) -> dict[str, float]:
-    """The weights in 'a=.5,b=.5' by run; they are scaled to a sum of 1. Raises: Stop."""
+    """The weights in a text like 'a=.5,b=.5', by run, scaled to a sum of 1. Raises: Stop."""
     weights: dict[str, float] = {}
     for word in text.split(','):
         name, equals, number = word.strip().rpartition('=')
@@ -139,5 +143,5 @@ def parse_mix(text: str) -> dict[str, float]:
     if not total > 0:
         raise Stop('the weights of --mix are all 0')
     if abs(total - 1) < 1e-9:
-        return weights  # as typed, not moved by the last bit
+        return weights  # as typed: a division could change the last bit
     return {name: weight / total for name, weight in weights.items()}

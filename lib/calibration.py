@@ -1,4 +1,4 @@
-"""Predictions to probabilities: moved to a rate or fitted by Platt, judged, decision thresholds."""
+"""Probabilities from predictions: how they are calibrated, how good they are, and thresholds."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,24 +15,24 @@ from lib.prior import class_weights, evaluation_rows, melanoma_rate, odds_of_lev
 
 SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 N_BINS = 10
-TINY = 1e-7  # a logit needs a probability inside of 0..1
+TINY = 1e-7  # keeps probabilities off 0 and 1, which have no finite logit
 Curve = Callable[[np.ndarray], np.ndarray]  # from pred to prob, (n,) both
 
 
 def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve:
-    """A logistic curve over the logit of `pred`. Raises: Stop where it would fall.
+    """A logistic curve over the logit of `pred` (Platt). Raises: Stop where its slope is negative.
 
     Source: Platt 1999, Probabilistic outputs for support vector machines.
     """
     slope, intercept = _fit_logistic(logit(np.clip(pred, TINY, 1 - TINY)), target, weight)
     if slope <= 0:
-        raise Stop('platt finds that melanomas have the lower predictions; leave --calibrate out')
+        raise Stop('melanomas have lower predictions than benign images; leave --calibrate out')
     return lambda p: expit(slope * logit(p) + intercept)
 
 
 def _fit_logistic(x: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """The slope and intercept of a logistic curve over `x` (n,), without a penalty."""
-    # scikit-learn's default stops early where x varies little, as the logits of a young model do
+    # scikit-learn's default solver stops too early where x varies little
     newton = LogisticRegression(C=np.inf, solver='newton-cholesky', tol=1e-10, max_iter=1000)
     curve = newton.fit(x[:, None], target, weight)
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])
@@ -45,11 +45,12 @@ def fit_platt_across_folds(
     prior: float,
     pred_without: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[np.ndarray, Curve]:
-    """Probabilities of `oof` (target, fold), each fold's by the curve of the other folds' `own`
-    rows, (n,), and the curve of all `own` rows. Raises: Stop where a class is missing.
+    """Out-of-fold probabilities (n,) for the rows of `oof` (target, fold), and the final curve.
 
-    `pred_without`: of a fold, gives what `pred` (n,) would be if that fold's targets were not
-    known; None where `pred` was not fitted to targets.
+    Each fold's probabilities come from a curve that is fitted to the other folds; the final curve
+    is fitted to all. Only rows of `own`, (n,) bool, are fitted to. `pred_without(k)` is `pred` (n,)
+    as it would be without the targets of fold k; None where `pred` was not fitted to targets.
+    Raises: Stop where a class is missing.
     """
     target, fold = oof.target.to_numpy(), oof.fold.to_numpy()
 
@@ -66,16 +67,16 @@ def fit_platt_across_folds(
 
 
 class Quality(NamedTuple):
-    """How far probabilities can be believed; the best is 0, 0, 1 and 0."""
+    """How well calibrated probabilities are; the best values are 0, 0, 1 and 0."""
 
-    brier: float  # mean squared distance from the truth
-    ece: float  # mean distance of a bin's mean probability from its rate, equal-mass bins
-    slope: float | None  # of the truth's logit over the probability's; below 1: too extreme
-    intercept: float | None  # what to add to the logit for the right mean; below 0: too high
+    brier: float  # mean squared difference from the target
+    ece: float  # expected calibration error, over bins of as many images each
+    slope: float | None  # calibration slope; below 1 the probabilities are too extreme
+    intercept: float | None  # to be added to the logit; below 0 the probabilities are too high
 
 
 def measure_quality(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> Quality:
-    """The Quality of (n,) probabilities; no slope where one class is missing or all are equal."""
+    """The Quality of (n,) probabilities; without a slope where there is one class or one value."""
     brier = float(np.average((prob - target) ** 2, weights=weight))
     bins = reliability(target, prob, weight)
     ece = float(np.average((bins.predicted - bins.observed).abs(), weights=bins.weight))
@@ -89,8 +90,8 @@ def measure_quality(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) ->
 
 
 def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.DataFrame:
-    """A row a bin of as many images each (equal probabilities stay in one bin): the weighted means
-    `predicted` and `observed`, the bin's `weight`, and `images`."""
+    """A reliability diagram's bins, a row each: the weighted means `predicted` and `observed`, the
+    bin's `weight`, and its number of `images`. Bins have as many images each, but for ties."""
     edges = np.unique(np.quantile(prob, np.linspace(0, 1, N_BINS + 1)))
     bins = np.clip(np.searchsorted(edges, prob, side='right') - 1, 0, max(len(edges) - 2, 0))
     columns = {'predicted': weight * prob, 'observed': weight * target, 'weight': weight}
@@ -113,8 +114,11 @@ def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float
 def thresholds(
     target: np.ndarray, pred: np.ndarray, curve: Curve, prior: float
 ) -> list[dict[str, float]]:
-    """What each of SENSITIVITIES costs, of 1,000 lesions of which `prior` are melanomas: a row each
-    of the sensitivity `wanted` and reached, and of its threshold in `pred` and in `prob`."""
+    """A decision threshold for each of SENSITIVITIES, and its cost at a rate of melanomas `prior`.
+
+    A row has the sensitivity that is `wanted` and reached, the threshold in `pred` and in `prob`,
+    and how many of 1,000 lesions are true positives, false negatives and false positives.
+    """
     rows = []
     for wanted in SENSITIVITIES:
         at = threshold(target, pred, wanted)
@@ -135,19 +139,20 @@ def add_prob(
     blend: dict[str, Any],
     pred_without: Callable[[int], np.ndarray] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
-    """`oof` (target, source, fold, pred) and `test` (pred) with `prob` beside `pred`.
+    """Add a column `prob` to `oof` (target, source, fold, pred) and `test` (pred).
 
-    `blend`: `odds`, what the models were trained at, or None and in `no_odds` why; `of_ranks`;
-    `calibrate`, 'platt', or None to move `pred` to the rate `prior`, once; `prior`, None for the
-    rate of the competition's own images. `pred_without`: as in `fit_platt_across_folds`.
+    `blend` holds `odds`, at which the models were trained, or None and the reason in `no_odds`;
+    `of_ranks`; `calibrate`, which is 'platt', or None to move `pred` to the rate `prior`; and
+    `prior`, or None for the rate of the competition's own images. `pred_without` is as in
+    `fit_platt_across_folds`.
 
-    Returns: the two tables, and what to say of `prob`: the `prior`, the `population` it is judged
-    on, its Quality `before` and `after`, the bins of the reliability diagram, the thresholds; or a
-    `note`, where there can be no probabilities.
+    Returns: the two tables, and facts about `prob`: the `prior`, the `population` it is judged on,
+    its Quality `before` and `after`, the bins of the reliability diagram, and the thresholds; or
+    only a `note` that says why there are no probabilities.
     """
     try:
         prob, curve, facts = _calibrate(oof, blend, pred_without)
-    except Stop as why:  # one class, or predictions of 0 and 1 alone: still a submission
+    except Stop as why:  # such as one class only; the submission is written all the same
         return oof, test, {'note': str(why)}
     if test is not None:
         test = test.assign(prob=curve(test.pred.to_numpy()))
@@ -190,7 +195,7 @@ def _calibrate(
 
 
 def describe(facts: dict[str, Any]) -> str:
-    """How `prob` came from `pred`, and what it is judged on: a sentence."""
+    """A sentence that says how `prob` was computed, and on which images it is judged."""
     if 'note' in facts:
         return f'no prob: {facts["note"]}'
     rate = f'the rate {facts["prior"]:.4g}'
@@ -205,7 +210,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def format_quality(facts: dict[str, Any]) -> str:
-    """Text: the sentence of `describe`, and the Quality before and after."""
+    """The sentence of `describe`, and a table of the Quality before and after."""
     if 'before' not in facts:
         return describe(facts)
     table = pd.DataFrame({name: facts[name] for name in ('before', 'after')}, dtype=float).T

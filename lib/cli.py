@@ -1,4 +1,4 @@
-"""Strict `fire`: an unknown flag or a wrong type ends the program before any work."""
+"""The command line: a strict `fire`, which refuses wrong flags and types before any work."""
 
 import difflib
 import errno
@@ -26,7 +26,7 @@ class Stop(Exception):
     """A sentence for the person at the keyboard: what was expected, what was found, what to do."""
 
 
-ROOM = '; make room, and the same command goes on'
+ROOM = '; make room, then run this again'
 ACCESS = '; change its permissions, or take another --home'
 HINTS = {  # what to do about an error of the system
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
@@ -35,7 +35,7 @@ HINTS = {  # what to do about an error of the system
 
 
 def within(low: float, high: float = math.inf, **flags: float | None) -> None:
-    """Raises: Stop that names the first of `flags` that is given and not from `low` to `high`."""
+    """Check `flags` that are not None. Raises: Stop that names one not from `low` to `high`."""
     for name, value in flags.items():
         if value is not None and not (low <= value <= high and value < math.inf):
             span = f'{low} or more' if high == math.inf else f'from {low} to {high}'
@@ -43,14 +43,14 @@ def within(low: float, high: float = math.inf, **flags: float | None) -> None:
 
 
 def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
-    """Raises: Stop that names the first of `flags` that is none of `choices`."""
+    """Check `flags`. Raises: Stop that names one whose value is not among `choices`."""
     for name, value in flags.items():
         if value not in choices:
             raise Stop(f'--{name} is one of {", ".join(filter(None, choices))}, not {value}')
 
 
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
-    """What to type to call `script` with `flags`: those that differ from `defaults`."""
+    """The command that calls `script` with those of `flags` that differ from `defaults`."""
     words = ['python', script]
     for flag, value in flags.items():
         if isinstance(value, bool) and value != defaults[flag]:
@@ -61,43 +61,42 @@ def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str
 
 
 class Output(io.TextIOBase):
-    """stdout that shows each line when it is printed, in a log file too.
+    """A stdout that shows each line as soon as it is printed, in a log file too.
 
-    A reader that goes away, as `head` does, or a stdout that is closed ends the lines but not the
-    work.
+    The work goes on where stdout is closed, or where its reader goes away, as `head` does.
     """
 
     def __init__(self, stream: TextIO | None):
         self.stream = stream
 
     def write(self, text: str) -> int:
-        """Pass `text` on, if somebody still reads."""
+        """Write `text`, as long as there is a reader."""
         try:
             if self.stream is not None:
                 self.stream.write(text)
                 self.stream.flush()
         except BrokenPipeError:
-            # Python flushes stdout once more when it ends
+            # Python flushes stdout once more at its end, which must not fail
             os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
             self.stream = None
         return len(text)
 
     def isatty(self) -> bool:
-        """Whether it is a terminal, which progress bars ask."""
+        """Whether this is a terminal; progress bars ask for it."""
         return self.stream is not None and self.stream.isatty()
 
 
 def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
-    """Call `main` with the flags of the command line; every parameter needs a type and a default.
+    """Call `main` with the flags of the command line; each of its parameters has a type.
 
-    `--help` explains each by the comment beside it. Whatever a user can get wrong, here or later as
-    a `Stop`, ends as one sentence on stderr: status 2 for the command line, 1 for the rest. Ctrl-C
-    and SIGTERM, which a scheduler sends, end alike: one line that says what is kept, status 130.
+    `--help` explains each flag by the comment beside it. What a user can get wrong ends in one
+    sentence on stderr, with status 2 for the command line and 1 for any later `Stop`. Ctrl-C, and
+    SIGTERM as a scheduler sends it, end in one line that says what is kept, with status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
     keep('what is finished')
     sys.stdout = Output(sys.stdout)
-    # fastai and kornia script functions, which torch deprecates: nothing a user can act on
+    # fastai and kornia cause this warning of torch, and a user cannot do anything about it
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
     if {'--help', '-h'} & set(args):
         return print(usage(main))
@@ -109,18 +108,18 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     interrupts, own = [], os.getpid()
 
     def interrupt(number: int, _frame: object) -> None:
-        if os.getpid() != own:  # a fork that reads images; its parent speaks
+        if os.getpid() != own:  # a process that reads images; its parent prints the line
             os._exit(1)
         interrupts.append(number)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell's & has it
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # a shell's & ignores Ctrl-C
         signal.signal(signal.SIGINT, interrupt)
     try:
         main(**flags)
     except BaseException as e:
-        # a library may turn an interrupt into an error of its own, as of workers that ended
+        # a library may turn an interrupt into its own error, such as one of ended workers
         if interrupts or isinstance(e, KeyboardInterrupt):
             again = shlex.join(['python', sys.argv[0], *args])
             print(f'stopped; kept: {KEPT[0]}. The same command goes on: {again}', file=sys.stderr)
@@ -130,20 +129,20 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
         raise
 
 
-KEPT = ['']  # what an interrupt would leave
+KEPT = ['']  # what an interrupt leaves, in words
 
 
 def keep(what: str) -> None:
-    """Note what an interrupt would leave, for the line that the program then ends in."""
+    """Say `what` an interrupt leaves, for the line in which the program then ends."""
     KEPT[0] = what
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence for an error that a user can do something about; None for a bug."""
+    """The sentence for an error that the user can mend; None for a bug."""
     if isinstance(error, Stop):
-        # fastai and torch put words around what a callback or a process that reads images raises
+        # fastai and torch add words to the errors of callbacks and of processes that read images
         text = re.sub(r'\A.*(lib\.cli\.Stop: |calling event `\w+`:\s)', '', str(error), flags=re.S)
-        # names out of a stranger's table may hold what a terminal obeys
+        # a name in a stranger's table may hold control characters of a terminal
         return ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
         hint = HINTS.get(error.errno, '')
@@ -154,14 +153,14 @@ def explain(error: BaseException) -> str | None:
         return f'{full}; try a smaller --batch_size, train with --accumulate 2 --batch_size 4'
     if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
         return (
-            'a process that reads images was ended from outside, perhaps for its memory; the same '
-            'command goes on, with fewer --workers or a container of more docker run --shm-size'
+            'a process that reads images was ended from outside, perhaps for lack of memory; run '
+            'this again with fewer --workers, or give the container more docker run --shm-size'
         )
     return None
 
 
 def usage(main: Callable[..., None]) -> str:
-    """The text of --help: fire's, less its one-letter flags, which are refused here.
+    """The text of --help: fire's, without its one-letter flags, which are refused here.
 
     Each flag's meaning is the comment beside it in the signature.
     """
@@ -177,13 +176,13 @@ def usage(main: Callable[..., None]) -> str:
 
 
 def parse(main: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
-    """The keyword arguments for `main` that `args` spell, each of its parameter's type.
+    """The keyword arguments for `main` in `args`, each of its parameter's type.
 
-    `fire` calls its target before it complains about what is left over, accepts `--n` for
-    `--name` and guesses types; so the names are checked first, fire is handed a recorder in place
-    of `main`, strings are kept as they are, and the other types are compared with the annotation.
+    `fire` calls its target before it complains about unknown flags, accepts `--n` for `--name`, and
+    guesses types. So the names are checked first, fire gets a function that only records its
+    arguments, strings are kept as typed, and other types are compared with the annotation.
 
-    Raises: Stop, with the nearest flag where one is misspelt.
+    Raises: Stop, which names the nearest flag where one is misspelt.
     """
     signature = inspect.signature(main)
     kinds = {name: _kind(p.annotation) for name, p in signature.parameters.items()}
@@ -196,7 +195,7 @@ def parse(main: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
     def recorder(**flags: Any) -> None:
         recorded.update(flags)
 
-    # fire reads the wrapped signature; anything it still cannot place is a value without a flag
+    # fire reads the signature of `main`, since `recorder` wraps it
     fire.Fire(recorder, command=list(args))
     return {name: _value(name, kinds[name], value) for name, value in recorded.items()}
 
@@ -236,6 +235,6 @@ def _value(name: str, kind: type, value: Any) -> Any:
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         article = {int: 'a whole number', float: 'a number', bool: 'no value (or --no' + name + ')'}
         raise Stop(f'--{name} takes {article[kind]}, not {value!r}')
-    if kind is str and value in ('', 'True', 'False'):  # what fire makes of a bare --name
+    if kind is str and value in ('', 'True', 'False'):  # fire turns a bare --name into these
         raise Stop(f'--{name} needs a value: --{name} VALUE')
     return value

@@ -1,4 +1,4 @@
-"""What each run is worth in a blend: its AUC less the blend's, and the blend without it."""
+"""The runs of a blend compared with it and with each other."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from lib.summary import format_table, shorten
 
 
 def rank_correlations(preds: np.ndarray) -> np.ndarray:
-    """Spearman's correlation of each two columns of `preds` (n, k): (k, k); 0 for a constant."""
+    """Spearman's correlation of any two columns of `preds` (n, k): (k, k); 0 for a constant."""
     if len(preds) < 2:
         return np.eye(preds.shape[1])
     ranks = pd.DataFrame(preds).rank()
@@ -27,12 +27,12 @@ def rank_correlations(preds: np.ndarray) -> np.ndarray:
 def compare_runs(
     how: str, oofs: OofTable, weights: Sequence[float], fold_weights: dict[int, Sequence[float]]
 ) -> dict[str, dict[str, Any]]:
-    """What each run is worth: by its name, its `auc` with interval, its AUC less the blend's
-    (`difference`, paired), its `weight`, its mean rank `correlation` with the others, and the
-    blend's AUC `without` it.
+    """Figures about each run, by its name.
 
-    The base is the blend and not the best run: a run that is picked by its AUC and then compared
-    by it seems better than it is.
+    They are its `auc` with interval, its AUC less the blend's (`difference`, paired), its `weight`,
+    its mean rank `correlation` with the others, and the blend's AUC `without` it. Runs are compared
+    with the blend and not with the best run, since a run that is chosen by its AUC and then
+    compared by it seems better than it is.
     """
     target, k = oofs.rows.target.to_numpy(), len(oofs.names)
     preds = [*oofs.preds.T, blend_by_fold(how, oofs, fold_weights)]
@@ -40,7 +40,7 @@ def compare_runs(
     rho = rank_correlations(oofs.preds)
 
     def auc_without(run: int) -> float | None:
-        """The others keep their weights. None where nothing is left, or there is one class only."""
+        """The other runs keep their weights. None where none is left, or with one class only."""
         rest = {fold: np.where(np.arange(len(w)) == run, 0, w) for fold, w in fold_weights.items()}
         if min(w[:k].sum() for w in rest.values()) <= 0 or len(np.unique(target)) < 2:
             return None
@@ -62,9 +62,9 @@ def compare_runs(
 
 
 def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The blend's AUC less that of the best single `run` of `compare_runs`: its `difference`.
+    """The best single `run` of `compare_runs`, and the blend's AUC less its own, `difference`.
 
-    None where there is one run only, or one class.
+    None where there is only one run or one class.
     """
     if len(runs) < 2 or any(run['auc'].value is None for run in runs.values()):
         return None
@@ -75,7 +75,7 @@ def compare_with_best_run(runs: dict[str, dict[str, Any]]) -> dict[str, Any] | N
 
 
 def describe_best_run(best: dict[str, Any]) -> str:
-    """What `compare_with_best_run` says, as a sentence."""
+    """A sentence that says what `compare_with_best_run` returned."""
     run, difference = shorten(best['run']), Difference(*best['difference'])
     return (
         f'the blend less the best single run, {run}: {difference}; this is conservative, since the '
@@ -84,7 +84,7 @@ def describe_best_run(best: dict[str, Any]) -> str:
 
 
 def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
-    """Text: a row a run of `compare_runs`, and the sentence of `compare_with_best_run`."""
+    """A table of `compare_runs`, a row a run, and the sentence about the best run."""
     table = pd.DataFrame(index=[shorten(name) for name in runs])
     table['weight'] = [f'{run["weight"]:.3f}' for run in runs.values()]
     table['AUC'] = [str(run['auc']) for run in runs.values()]

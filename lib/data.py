@@ -1,4 +1,4 @@
-"""Rows of a table to fastai DataLoaders: those of a fold, to train on, and any, to predict."""
+"""fastai DataLoaders from a table: of a fold to train, and of any rows to predict."""
 
 from collections.abc import Sequence
 from multiprocessing import get_start_method
@@ -34,10 +34,11 @@ def of_fold(
 ) -> tuple[DataLoaders, Downsample]:
     """The DataLoaders of fold `k`, and the callback that chooses the images of each epoch.
 
-    `table`: cached, target, fold. The second loader holds what is scored each epoch: all melanomas
-    of the fold and a fixed sample of its benign images, half as many rows as an epoch trains on.
-    `batch_size`: images a step of all processes of a launcher together, so that a learning rate
-    means the same with more of them. Raises: Stop where they cannot share a batch equally.
+    `table` has the columns cached, target and fold. The second loader holds the images that are
+    scored after each epoch: all melanomas of the fold and a fixed sample of its benign images, in
+    all half as many as an epoch trains on. `batch_size` counts the images of a step in all
+    processes of a launcher together, so that a learning rate means the same however many there are.
+    Raises: Stop where the processes cannot share a batch equally.
     """
     of_one, rest = divmod(batch_size, ranks.WORLD)
     if rest or of_one < 2:  # one image has no batch statistics
@@ -57,10 +58,10 @@ def of_fold(
 def of_rows(
     rows: pd.DataFrame, batch_tfms: list[Transform], batch_size: int, workers: int | None = None
 ) -> DataLoaders:
-    """The images `rows.cached` once and in their order; fastai's tta turns augmentation on.
+    """DataLoaders of the images `rows.cached`, in their order; fastai's tta turns augmentation on.
 
-    They have no target: fastai would wait for the device once more a batch to fetch it back, and
-    again for its loss.
+    The batches have no target: with one, fastai would wait for the device twice more in each batch,
+    to fetch the target back and to compute its loss.
     """
     dl = loader(rows.cached, None, batch_tfms, min(batch_size, len(rows)), False, workers)
     return DataLoaders(dl, dl)
@@ -76,11 +77,11 @@ def loader(
 ) -> TfmdDL:
     """Batches of ((B, 3, H, W) float, (B,) float 0/1), in order, or shuffled for training.
 
-    Without `targets` they are of images alone. With `train` the transforms of split_idx 0 are on.
-    No batch is dropped: the last may be small.
-    `workers`: processes that read images; None is one a core beside a GPU, at most 8, the cores
-    being shared by the processes of a launcher, and none on the CPU, where they would only compete
-    with the model. Raises: Stop where it cannot have any.
+    Without `targets` a batch holds images alone. With `train` the transforms of split_idx 0 are on.
+    No batch is dropped, so the last one may be small.
+    `workers`: processes that read images. None means one for each core beside a GPU, at most 8, and
+    the processes of a launcher divide the cores; on the CPU it means none, since they would compete
+    with the model. Raises: Stop where the system cannot start any.
     """
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
@@ -97,7 +98,7 @@ def loader(
             reason = getattr(e, 'strerror', None) or e
             raise Stop(
                 f'the cached image {paths[row]} cannot be read ({reason}). Delete it, if it is '
-                'there, and run this again: the image is made again and the run goes on'
+                'there, and run this again: the image will be made again'
             ) from None
 
     def target(row: int) -> torch.Tensor:

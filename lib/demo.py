@@ -1,8 +1,8 @@
-"""The embedded data set: synthetic lesions in Kaggle's layout, drawn from a seed.
+"""The demo's data set: synthetic lesions in Kaggle's layout, drawn from a seed.
 
-It is not medical data. It lets the four scripts be tried, and their parts be tested, without any.
-A class shows in four traits that dermatology teaches (asymmetry, border, colours, diameter), each
-of which overlaps between the classes; hair, vignette, light and skin vary and tell nothing.
+It is not medical data; it serves to try and to test the scripts without any. Melanomas differ from
+benign lesions in four traits that dermatology teaches: asymmetry, border, colours and diameter. The
+classes overlap in each of them. Hair, vignette, light and skin vary independently of the class.
 """
 
 from pathlib import Path
@@ -23,9 +23,9 @@ SITES = ['torso', 'lower extremity', 'upper extremity', 'head/neck']
 
 
 def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Path:
-    """Write train.csv, test.csv, sample_submission.csv and jpeg/ under `home`, which is returned.
+    """Write train.csv, test.csv, sample_submission.csv and jpeg/ to `home`, and return that.
 
-    What is there already is kept. Raises: Stop where `home` holds other data.
+    A demo that is there already is kept. Raises: Stop where `home` holds other data.
     """
     label, last = home / 'SYNTHETIC.txt', home / 'train.csv'
     with held(home / '.lock'):  # another process may make it
@@ -45,7 +45,7 @@ def make(home: Path, n_train: int = 500, n_test: int = 100, seed: int = 0) -> Pa
         submission = test[['image_name']].iloc[rng.permutation(n_test)].assign(target=0)
         files.write_csv(home / 'sample_submission.csv', submission)
         files.write_csv(home / 'test.csv', test)
-        files.write_csv(last, tables['train'])  # the last file: it says that all is there
+        files.write_csv(last, tables['train'])  # written last: then all is there
     return home
 
 
@@ -95,7 +95,7 @@ def draw(rng: np.random.Generator, target: int) -> np.ndarray:
         pigment += patch[..., None] * (np.array(tone) - pigment)
     image += inside[..., None] * (pigment - image)
 
-    # what tells nothing: hair, vignette, light, grain
+    # hair, vignette, light and grain, which do not depend on the class
     t = np.linspace(0, 1, 2 * WIDTH)[:, None]
     for _ in range(rng.poisson(2)):  # a hair is a dark arc
         start, middle, end = rng.uniform([0, 0], [WIDTH, HEIGHT], size=(3, 2))

@@ -1,4 +1,4 @@
-"""What this process computes on: a card that this torch can use, or the CPU."""
+"""The device that this process computes on: a GPU that this torch can use, or the CPU."""
 
 import os
 import re
@@ -13,14 +13,14 @@ from lib.cli import Stop
 
 
 def device() -> torch.device:
-    """The GPU of this process's local number under a launcher, else the first; or the CPU.
+    """The first GPU, or under a launcher that of this process's local number; else the CPU.
 
-    cuDNN may time its algorithms from here on. Raises: Stop where there is an NVIDIA card that this
-    torch cannot use, and nobody has chosen the CPU: a training would go on there, for days, or end
-    in a traceback.
+    This also lets cuDNN time its algorithms. Raises: Stop where there is an NVIDIA card that this
+    torch cannot use, unless the user has chosen the CPU. Without this check a training would run on
+    the CPU for days, or end in a traceback.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # torch's own about the card, of many lines
+        warnings.simplefilter('ignore')  # torch warns of such a card in many lines
         if torch.cuda.is_available() and 'LOCAL_RANK' in os.environ:
             torch.cuda.set_device(int(os.environ['LOCAL_RANK']))
         reason = _why_unusable()
@@ -37,7 +37,7 @@ def device() -> torch.device:
 
 
 def _why_unusable() -> str | None:
-    """What keeps torch from the card; None where it can use it, has none, or is not to use it."""
+    """Why torch cannot use the card. None where it can, or has no card, or none is wanted."""
     if torch.version.cuda is None or os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1'):
         return None
     if torch.cuda.is_available():
@@ -56,6 +56,6 @@ def _why_unusable() -> str | None:
 
 
 def name(device: torch.device) -> str:
-    """What people call it: 'Tesla T4 (cuda:0)', 'cpu', 'mps:0'."""
+    """A device's name for people: 'Tesla T4 (cuda:0)', 'cpu', 'mps:0'."""
     is_cuda = device.type == 'cuda'
     return f'{torch.cuda.get_device_name(device)} ({device})' if is_cuda else str(device)

@@ -1,4 +1,4 @@
-"""Text, JSON and CSV files that are whole or not there."""
+"""Reading and writing text, JSON and CSV; a file is written whole or not at all."""
 
 import hashlib
 import json
@@ -19,13 +19,13 @@ from lib.cli import Stop
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it becomes `path` if the block ends well.
+    """A temporary path beside `path` to write to; it is renamed to `path` if the block succeeds.
 
-    Whoever reads `path` sees the old file or the new one, whole, even after a power cut. Its name
-    is always the same, so that what a killed process has left half written is overwritten by the
-    next try; whoever writes a file that another process may write too holds a lock.
+    A reader of `path` sees the old file or the new one, whole, even after a power cut. The
+    temporary name is always the same, so the next try overwrites what a killed process has left. A
+    process holds a lock while it writes a file that another process may write too.
     """
-    if ranks.following:  # the first process writes it
+    if ranks.following:  # the launcher's first process writes the file
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder, path.name)
         return
@@ -37,7 +37,7 @@ def atomic(path: Path) -> Iterator[Path]:
             os.fsync(f.fileno())
         os.replace(temporary, path)
     except OSError as e:
-        # a full disk is noticed in a write, which does not know the file's name
+        # the error of a full disk does not name the file
         if str(e.filename) in ('None', str(temporary)):
             e.filename = str(path)
         raise
@@ -52,12 +52,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` to `path` as JSON, all or nothing; NaN, which JSON does not have, as null."""
+    """Write `data` to `path` as JSON, all or nothing. NaN becomes null, since JSON has no NaN."""
     write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + '\n')
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON knows: numpy's arrays and numbers as lists and Python's."""
+    """`value` in types that JSON has: numpy's arrays as lists, its numbers as Python's."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -73,7 +73,7 @@ def write_csv(path: Path, table: pd.DataFrame) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`. Raises: Stop where it is none."""
+    """The JSON object in `path`. Raises: Stop where there is none."""
     try:
         data = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, FileNotFoundError, RecursionError) as e:
@@ -90,9 +90,10 @@ def sha256(path: Path) -> str:
 
 
 def check_out(path: Path, header: list[str]) -> None:
-    """Raises: Stop where a CSV with this `header` must not be written to `path`, by one process.
+    """Check that --out may be written to `path`, with this `header`.
 
-    That is where it would replace anything but an earlier such file: a photo, or folds.csv.
+    Raises: Stop where `path` exists and is not an earlier table with the same header: a typing
+    error must not overwrite a photo or folds.csv. Under a launcher it is refused too.
     """
     if ranks.WORLD > 1:
         raise Stop('--images runs in one process; start it without a launcher')
@@ -103,6 +104,6 @@ def check_out(path: Path, header: list[str]) -> None:
             first = f.readline(1000).strip()
         if first != ','.join(header).encode():
             raise Stop(
-                f'{path} exists and is no table of {", ".join(header)}, so it is not overwritten; '
-                'choose another --out'
+                f'{path} exists and is not a table of {", ".join(header)}, so it is not '
+                'overwritten; choose another --out'
             )

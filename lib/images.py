@@ -17,9 +17,9 @@ from lib.cli import Stop
 from lib.files import atomic
 from lib.locks import Lock
 
-CGROUP = Path('/sys/fs/cgroup')  # where Linux tells a container its limits
+CGROUP = Path('/sys/fs/cgroup')  # where Linux keeps the limits of a container
 SUFFIXES = ('.jpg', '.jpeg', '.png')
-FORMATS = ('JPEG', 'PNG')  # whatever the suffix says; Pillow opens an EPS by a program
+FORMATS = ('JPEG', 'PNG')  # whatever the suffix says: Pillow would start a program for an EPS
 
 
 def cache(
@@ -27,13 +27,13 @@ def cache(
     home: Path,
     size: int,
     skip_bad: bool = False,
-    advice: str = 'Replace them, and the same command goes on',
+    advice: str = 'Replace them and run this again',
 ) -> list[Path | None]:
     """Paths of the images of `table` (image_name, path, source) as `size` x `size` pixel JPEGs.
 
-    They lie in HOME/cache/SIZE/SOURCE/NAME.jpg. All cores make those that are missing or whose
-    source has changed; a second process waits. Returns: None for an image that cannot be read, with
-    `skip_bad`. Raises: Stop that lists all of these, and ends with `advice`.
+    The files are HOME/cache/SIZE/SOURCE/NAME.jpg. Those that are missing, or whose source has
+    changed, are made on all cores; a second process waits. With `skip_bad` the path of an image
+    that cannot be read is None. Raises: Stop that lists all such images, and ends with `advice`.
     """
     folder = home / 'cache' / str(size)
     rows = table[['source', 'image_name', 'path']].itertuples(index=False, name=None)
@@ -48,7 +48,7 @@ def cache(
         jobs = [job for job in jobs if not _is_fresh(*job)]
         if jobs:
             print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
-        # threads, since Pillow lets go of Python's lock while it decodes, resizes and encodes
+        # threads do: Pillow releases Python's lock while it decodes, resizes and encodes
         pool = ThreadPoolExecutor(n_cores())
         try:
             results = pool.map(lambda job: (job[1], _make(*job, size)), jobs)
@@ -67,27 +67,27 @@ def cache(
 def prepare(
     table: pd.DataFrame, home: Path, size: int, skipped: list[str], skip_bad: bool
 ) -> tuple[pd.DataFrame, list[str]]:
-    """`table` with its images cached, less those that a run goes without.
+    """Cache the images of `table`, without those that a run leaves out.
 
-    `skipped`: their names until now; `skip_bad` adds to them what cannot be read.
-
-    Returns: the other rows, `cached` their paths, with a new index; and the names of all that are
-    left out. Raises: Stop as `cache` does, and where a fold is left without an image.
+    `skipped`: the names that it leaves out already; with `skip_bad` those of images that cannot be
+    read are added. Returns: the remaining rows with a column `cached`, the paths, and a new index;
+    and all the names that are left out. Raises: Stop as `cache` does, and where a fold is left
+    without an image.
     """
     rows = table[~table.image_name.isin(skipped)]
-    advice = 'Replace them, or begin a run that goes without them: train.py --skip_bad'
+    advice = 'Replace them, or begin a run that leaves them out: train.py --skip_bad'
     rows = rows.assign(cached=cache(rows, home, size, skip_bad, advice))
     is_bad = rows.cached.isna()
     if set(rows.fold[~is_bad]) != set(table.fold):
-        raise Stop('a fold is left without an image that can be read; mend one of its images')
+        raise Stop('a fold is left without an image that can be read; replace one of its images')
     return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
 def table_of(folder: Path) -> pd.DataFrame:
-    """The images in `folder` and below it, or this one image: image_name, path, source.
+    """A table of the images in and below `folder`, or of this one image: image_name, path, source.
 
-    A name is the path from `folder` on, with its suffix. Hidden files and folders are passed over;
-    files of other formats are left out, and counted in a line. Raises: Stop without an image.
+    A name is the path relative to `folder`, with its suffix. Hidden files and folders are ignored;
+    a line counts the files of other formats. Raises: Stop where there is no image.
     """
     if not folder.exists():
         raise Stop(f'there is no {folder}')
@@ -110,18 +110,19 @@ def table_of(folder: Path) -> pd.DataFrame:
 
 
 def _escape(text: object) -> str:
-    """`text` for a message: as it is, or with its control characters in escapes."""
+    """`text` for a message, quoted with escapes where it holds control characters."""
     return str(text) if str(text).isprintable() else repr(str(text))
 
 
 def square(path: Path, size: int) -> Image.Image:
     """The largest centred square of an image as a viewer shows it, at `size` x `size` pixels, RGB.
 
-    It is cropped, not letter-boxed: bars would tell the model the camera's aspect ratio.
+    The image is cropped and not letter-boxed, since bars would show the model the camera's aspect
+    ratio.
     """
     with Image.open(path, formats=FORMATS) as image:
-        # JPEG only: decode at 1/2, 1/4 or 1/8, but to nearly twice what is asked for. That scaling
-        # is little more than the mean of a block: closer to `size`, hairs and rulers alias
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but to at least 1.9 times what is asked
+        # for: that scaling is coarse, and hairs and rulers would alias if it came closer to `size`
         scale = min(1, 1.9 * size / min(image.size))
         image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
         image = _to_rgb(ImageOps.exif_transpose(image))
@@ -132,7 +133,7 @@ def square(path: Path, size: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    """An image of any mode as 8-bit RGB: 16 bits scaled, not clipped, and transparency on white."""
+    """An image of any mode as 8-bit RGB; 16 bits are scaled, and transparency is put on white."""
     if image.mode.startswith('I'):  # a grey value of 0..65535
         image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
     if image.has_transparency_data:
@@ -142,7 +143,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def n_cores() -> int:
-    """How many cores this process may use, which a scheduler's mask or a container may limit."""
+    """The number of cores that this process may use; a scheduler or a container may limit it."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
     for names in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # versions 2, 1
         with suppress(OSError, ValueError):  # no such file, or 'max'
@@ -154,40 +155,39 @@ def n_cores() -> int:
 
 
 def _stamp(source: Path) -> int:
-    """The time that a cached file is given, in ns: it changes with its source's time and size.
-
-    A copy of the cache must keep times (cp -p, rsync -t), or all is made again.
+    """The modification time, in ns, that a cached file gets: it depends on its source's time and
+    size. A copy of the cache must keep times (cp -p, rsync -t), or the cache is made again.
     """
     stat = source.stat()
     return stat.st_mtime_ns + stat.st_size
 
 
 def _is_fresh(source: Path, path: Path) -> bool:
-    """Whether `path` holds the image of `source`, which this machine need not have any more."""
+    """Whether `path` is the cached image of `source`, which may no longer be on this machine."""
     return path.exists() and (not source.exists() or path.stat().st_mtime_ns == _stamp(source))
 
 
 def _is_ready(source: Path, size: int) -> bool:
-    """Whether a file is just what the cache would hold, as in the resized copies on Kaggle."""
+    """Whether a file can be copied as it is, like those in the resized data sets on Kaggle."""
     with Image.open(source, formats=FORMATS) as image:
         upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if (image.format, image.size, image.mode, upright) != ('JPEG', (size, size), 'RGB', True):
             return False
-        image.load()  # to the end: a truncated one is an error here, not in training
+        image.load()  # a truncated image is to fail here and not in training
         return True
 
 
 def _make(source: Path, path: Path, size: int) -> str | None:
-    """Cache the image `source` in `path`; returns why not, if it cannot be read."""
+    """Write the image `source` to `path` in the cache; returns the reason if it cannot be read."""
     try:
         if source.exists() and not source.is_file():
-            raise OSError('it is no file')  # to open a pipe would wait for ever
+            raise OSError('it is not a file')  # opening a pipe would wait for ever
         stamp = _stamp(source)
         image = None if _is_ready(source, size) else square(source, size)
-    except Exception as e:  # decoders raise anything on a broken file, struct.error to IndexError
+    except Exception as e:  # a decoder may raise anything on a broken file
         reason = getattr(e, 'strerror', None) or str(e) or type(e).__name__
         if isinstance(e, UnidentifiedImageError):
-            reason = 'it is no JPEG and no PNG image; only those are read'
+            reason = 'it is neither a JPEG nor a PNG image'
         return f'{_escape(source)}: {" ".join(reason.split())}'
     with atomic(path) as temporary:
         if image is None:

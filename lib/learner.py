@@ -1,4 +1,4 @@
-"""The fastai Learner of the recipe, its processes, and the reading of a range test."""
+"""The fastai Learner of the recipe, alone or in several processes, and the LR range test."""
 
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def learner(
 ) -> Learner:
     """A Learner for one logit: binary cross-entropy, AdamW on all parameters, AUC each epoch.
 
-    `precision`: fp32, bf16 or fp16. `accumulate`: batches that share a step.
+    `precision`: fp32, bf16 or fp16. `accumulate`: batches for each step of the optimizer.
     """
     speed.ready_memory(dls.device)
     device = dls.device.type
@@ -45,36 +45,36 @@ def learner(
         dls,
         model.to(memory_format=torch.channels_last),
         loss_func=BCEWithLogitsLossFlat(),
-        # fused: one pass over all weights, not one for each of a step's dozen operations
+        # fused makes one pass over all weights; else each operation of a step makes its own
         opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=device in ('cpu', 'cuda')),
         wd=wd,
         wd_bn_bias=True,  # fastai's own exemption does not reach a torch optimizer
-        # fastai's RocAucBinary would softmax the single logit; ranks need no sigmoid
+        # fastai's RocAucBinary would take the softmax of the single logit, which is always 1
         metrics=AccumMetric(score.auc, invert_arg=True, to_np=True, name='auc'),
         cbs=half[precision] + ([Accumulate(accumulate)] if accumulate > 1 else []),
         path=tempfile.gettempdir(),  # where lr_find keeps the weights meanwhile
         model_dir='.',
     )
-    learn.remove_cb(ProgressCallback)  # thousands of characters in a log file: History and tqdm
+    learn.remove_cb(ProgressCallback)  # it prints thousands of characters into a log file
     learn.logger = noop
     return learn
 
 
 @contextmanager
 def distributed(learn: Learner) -> Iterator[None]:
-    """A block in which `learn` trains in all processes of a launcher; nothing without one.
+    """A block in which `learn` trains in all processes of a launcher; it does nothing without one.
 
-    Each process takes its part of every epoch's rows, and a step the mean of their gradients.
+    Each process trains on its part of an epoch's rows. A step takes the mean of their gradients.
     """
     if ranks.WORLD == 1:
         yield
         return
     from fastai.distributed import DistributedDL
 
-    # every process draws the same rows by itself, and fastai's broadcast works on CUDA alone
+    # every process draws the same rows itself, and fastai's broadcast works on CUDA only
     DistributedDL._broadcast = lambda self, rows, rank: rows
     cuda = learn.dls.device.type == 'cuda'
-    if cuda:  # torch's own conversion, which fastai takes, would lose timm's activations
+    if cuda:  # fastai would take torch's conversion, which loses the activations of timm's layers
         learn.model = convert_sync_batchnorm(learn.model)
     with ranks.visible(), learn.distrib_ctx(sync_bn=False, cpu=not cuda):
         yield
@@ -83,7 +83,8 @@ def distributed(learn: Learner) -> Iterator[None]:
 def read_range_test(recorder: Recorder, num_it: int) -> tuple[np.ndarray, np.ndarray]:
     """The rates and fastai's smoothed losses of a range test, (n,) each, while they are finite.
 
-    A loader of another length than fastai counted with would have ended the test early.
+    Raises: RuntimeError where the test made fewer than `num_it` steps, as it would if the loader's
+    length changed after fastai had counted it.
     """
     lrs, losses = np.array(recorder.lrs), np.array(recorder.losses, dtype=float)
     if len(lrs) != num_it:
@@ -94,15 +95,14 @@ def read_range_test(recorder: Recorder, num_it: int) -> tuple[np.ndarray, np.nda
 
 
 def suggest(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """The rates to start from and to peak at, read off a range test.
+    """The rates to start from and to peak at, from the rates and losses of a range test.
 
-    The maximum is a tenth of the rate at the lowest loss. The minimum is where the loss first
-    falls: below its level over the first tenth of the test by a tenth of all that it falls. It is
-    rough, and varies by decades from test to test. The first tenth, in which the smoothed loss
-    settles, is not read otherwise.
+    The peak is a tenth of the rate at the lowest loss. The start is the rate at which the loss has
+    made a tenth of its whole fall, measured from its mean over the first tenth of the test, in
+    which the smoothed loss settles. It is rough and varies by decades from test to test.
 
-    Raises: Stop where the loss falls by no more than two standard deviations of that first tenth,
-    as noise alone may do.
+    Raises: Stop where the whole fall is no more than two standard deviations of the losses in that
+    first tenth, which noise alone may cause.
     """
     settled = len(losses) // 10
     first, rates, rest = losses[:settled], lrs[settled:], losses[settled:]

@@ -1,4 +1,4 @@
-"""Pieces of work that several processes share out: who has one, and what is free."""
+"""Locks by which several processes share out pieces of work."""
 
 import errno
 import os
@@ -19,15 +19,15 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.E
 
 
 class Lock:
-    """A piece of work that one process at a time may do, for the length of a `with` block.
+    """A lock for a piece of work that one process at a time may do; use it in a `with` block.
 
     It is a POSIX record lock on the file `path`, which stays and names the last holder. The kernel
-    drops it when the process ends, in whatever way, so that a dead process never blocks; one that
-    is only stopped or slow keeps it. Forked workers do not inherit it. A process must not open a
-    lock that it holds a second time: closing either one drops it. Between machines it holds where
-    the shared file system keeps such locks: NFS 4, NFS 3 with lockd, Lustre mounted with flock,
-    GPFS, CephFS. Where none are kept, and on Windows, a line says so once, and every process gets
-    every lock.
+    drops the lock when the process ends, in whatever way, so a dead process never blocks another,
+    while one that is only stopped or slow keeps it. Forked workers do not inherit it. A process
+    must not open a lock that it holds a second time, since closing either one drops it. Locks work
+    between machines if the shared file system supports them: NFS 4, NFS 3 with lockd, Lustre
+    mounted with flock, GPFS, CephFS. Where they are not supported, and on Windows, a line says so
+    once, and every process gets every lock.
     """
 
     unsupported = False
@@ -44,7 +44,7 @@ class Lock:
         os.close(self.fd)
 
     def take(self, wait: bool = False, note: bool = True) -> bool:
-        """Whether the lock is this process's now, which the file then notes; `wait` until it is."""
+        """Whether the lock was free. `wait` until it is; `note` who holds it now in the file."""
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, 'Windows has no such locks')
@@ -64,31 +64,32 @@ class Lock:
         return True
 
     def holder(self) -> str:
-        """Who took it last, such as 'process 12 on HOST'."""
+        """The process that took the lock last, such as 'process 12 on HOST'."""
         name = os.pread(self.fd, 200, 0).decode(errors='replace').strip()
         return name if name.isprintable() and name else 'another process'
 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """A block that one process at a time enters; the others wait."""
+    """A block that one process at a time may enter; the others wait."""
     with Lock(path) as lock:
         lock.take(wait=True)
         yield
 
 
 def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[Any]:
-    """The pieces of work that are not done and that no other process has, each by its lock.
+    """The pieces of work that are not done and that no other process works on, one by one.
 
-    The lock is held while the loop's body works. What others have is asked for again after each
-    piece, and once more at the end, since whoever asks for a lock's holder has it for an instant.
+    `of_lock`: the piece of each lock. The lock is held while the body of the caller's loop runs.
+    The pieces of others are tried again after each piece, and once more after a moment at the end,
+    since a process that only asks who holds a lock has it for an instant.
     """
     mine, again = set(), True
     while True:
         for path, piece in of_lock.items():
             if path not in mine and not is_done(piece):
                 with Lock(path) as lock:
-                    if lock.take() and not is_done(piece):  # another process may have done it
+                    if lock.take() and not is_done(piece):  # it may have been done meanwhile
                         mine.add(path)
                         yield piece
                         break
@@ -102,7 +103,7 @@ def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[
 
 
 def holder_note(path: Path) -> str:
-    """Who holds the lock `path`, such as ' (process 12 on HOST is at it)'; '' if nobody does."""
+    """A note like ' (process 12 on HOST is at it)', or '' where no process holds the lock."""
     if not path.exists() or not os.access(path, os.W_OK):
         return ''
     with Lock(path) as lock:

@@ -1,4 +1,4 @@
-"""A timm model with one Linear layer on its pooled features; weights in and out."""
+"""A timm model with one Linear layer on its pooled features, and how its weights are stored."""
 
 import difflib
 from pathlib import Path
@@ -19,10 +19,10 @@ from lib.runs import WEIGHTS
 
 
 def about(arch: str) -> dict[str, Any]:
-    """What timm knows of an architecture: its pretrained `tag`, and the `mean` and `std` that
-    its input is normalized with, a channel each, pretrained or not.
+    """What timm says of an architecture: the `tag` of its pretrained weights, and the `mean` and
+    `std`, (3,) each, with which its input is normalized, pretrained or not.
 
-    Raises: Stop with the nearest names, where timm knows no such architecture.
+    Raises: Stop with the nearest names where timm has no such architecture.
     """
     if not timm.is_model(arch):
         near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
@@ -37,25 +37,25 @@ def about(arch: str) -> dict[str, Any]:
 def create(
     arch: str, size: int, pretrained: bool = False, weights: Path | None = None
 ) -> nn.Module:
-    """The model: (B, 3, size, size) float, normalized, to (B, 1) logits of melanoma.
+    """A model from (B, 3, size, size) float, normalized images to (B, 1) logits of melanoma.
 
-    Its body starts with timm's ImageNet weights if `pretrained`, with those of the safetensors
-    file `weights` if given, else at random. Its Linear head starts as torch's own do: timm's
-    EfficientNets would start a single logit with weights 35 to 45 times as large, which training
-    cannot unlearn. All that is random comes from torch's generator, the head last.
+    If `pretrained`, its body starts with timm's ImageNet weights, or with those in the safetensors
+    file `weights`; else at random. Its head starts as torch's Linear layers do: timm would start
+    the single logit of an EfficientNet with weights 35 to 45 times as large, which training does
+    not unlearn. Random weights come from torch's generator, those of the head last.
 
-    Raises: Stop where the weights cannot be had, or are another architecture's, or timm has none of
-    that name.
+    Raises: Stop where timm has no such architecture, or where the weights cannot be fetched or are
+    of another architecture.
     """
-    about(arch)  # config.json may be a stranger's, or of another timm
+    about(arch)  # a config.json may come from a stranger or from another version of timm
     cfg = timm.get_pretrained_cfg(arch)
-    options = {'img_size': size} if cfg.fixed_input_size else {}  # transformers are told the size
+    options = {'img_size': size} if cfg.fixed_input_size else {}  # as transformers have
     fetch = pretrained and weights is None
     try:
         if fetch and cfg.hf_hub_id and not is_cached(cfg.hf_hub_id, WEIGHTS):
-            model_info(cfg.hf_hub_id, timeout=10)  # says no at once; timm tries for a minute
+            model_info(cfg.hf_hub_id, timeout=10)  # fails at once; timm would try for a minute
         model = timm.create_model(arch, pretrained=fetch, num_classes=1, **options)
-    except Exception as e:  # the hub's client raises those of whatever HTTP library it is built on
+    except Exception as e:  # the hub's client raises the errors of its HTTP library
         if not fetch:
             raise
         raise Stop(
@@ -71,43 +71,43 @@ def create(
 
 
 def _load_body(model: nn.Module, path: Path) -> None:
-    """Load all but the classifier, if every name and shape fits. timm would load what fits."""
+    """Load all weights but the classifier's. timm would silently load only the tensors that fit."""
     state = read_weights(path)
     heads = model.pretrained_cfg['classifier']
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     head = tuple(f'{name}.' for name in heads)
-    found = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(head)}
+    given = {k: tuple(v.shape) for k, v in state.items() if not k.startswith(head)}
     wanted = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.startswith(head)}
-    every = {**wanted, **found}
-    if wrong := [k for k in every if found.get(k) != wanted.get(k)]:
-        some = [f'{k} is {found.get(k, "absent")}, not {wanted.get(k, "there")}' for k in wrong[:3]]
+    every = {**wanted, **given}
+    if wrong := [k for k in every if given.get(k) != wanted.get(k)]:
+        some = [f'{k} is {given.get(k, "absent")}, not {wanted.get(k, "there")}' for k in wrong[:3]]
         more = ' ...' if len(wrong) > 3 else ''
         raise Stop(
             f'{path} holds the weights of another architecture (or of a transformer for another '
             f'--size): {len(wrong)} of {len(every)} tensors do not fit. {"; ".join(some)}{more}'
         )
-    model.load_state_dict({k: state[k] for k in found}, strict=False)
+    model.load_state_dict({k: state[k] for k in given}, strict=False)
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, by name. Raises: Stop where it is none."""
+    """The tensors in a safetensors file by name. Raises: Stop where it is not such a file."""
     if not path.is_file():
         raise Stop(f'there is no file {path}')
     try:
         return load_file(path)
     except (SafetensorError, ValueError) as e:
-        raise Stop(f'{path} is no safetensors file ({e}); no other kind is read, for safety') from e
+        raise Stop(f'{path} is not a safetensors file ({e}); other kinds could run code') from e
 
 
 def save(model: nn.Module, path: Path) -> None:
     """Write the model's weights as safetensors, all or nothing."""
     tensors = {k: v.contiguous() for k, v in model.state_dict().items()}
     with atomic(path) as temporary:
-        temporary.write_bytes(to_bytes(tensors))  # save_file would keep it from other users
+        temporary.write_bytes(to_bytes(tensors))  # save_file would make it unreadable for others
 
 
 def load(arch: str, size: int, path: Path) -> nn.Module:
-    """The model whose weights `save` wrote. Raises: Stop where they are another architecture's."""
+    """The model whose weights `save` wrote. Raises: Stop where they are of another architecture."""
     model = create(arch, size)
     state = read_weights(path)
     try:
@@ -118,12 +118,12 @@ def load(arch: str, size: int, path: Path) -> nn.Module:
 
 
 class Probability(nn.Module):
-    """A model made ready to predict with: (B, 3, H, W) float32 to (B, 1) probabilities.
+    """Turns a model's logits into probabilities: (B, 3, H, W) float32 to (B, 1).
 
-    Weights and arithmetic are in `precision`, 'fp32', 'bf16' or 'fp16', but for the last layer, in
-    which half precision would make ties; memory is in `layout`. A batch smaller than
-    `batch_size` is filled up, so that all have one shape: a compiled model would be compiled anew.
-    The model is changed in place and is not to be trained again.
+    Weights and arithmetic are in `precision`: 'fp32', 'bf16' or 'fp16'. The last layer stays in
+    fp32, since half precision would make ties. A batch smaller than `batch_size` is filled up, so
+    that a compiled model sees one shape only. The model is changed in place and must not be trained
+    any further.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pictures that training leaves behind, as PNG."""
+"""The pictures that train.py saves, as PNG."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,13 +19,13 @@ BLUE, RED = '#3f7fbf', '#d2603a'
 def draw_range_test(
     path: Path, lrs: np.ndarray, losses: np.ndarray, lr_min: float, lr_max: float
 ) -> None:
-    """Save a range test, loss over learning rate, with the two rates read off it, as PNG."""
+    """Save a range test, loss over learning rate, with the two rates that are suggested, as PNG."""
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.add_subplot()
     axes.plot(lrs, losses, color=BLUE)
     axes.axvline(lr_min, color=RED, linestyle=':', label=f'--lr_min {lr_min:.1e}')
     axes.axvline(lr_max, color=RED, linestyle='--', label=f'--lr_max {lr_max:.1e}')
-    # the divergence at the end would flatten the rest of the curve
+    # the loss diverges at the end, which would flatten the rest of the curve
     low, high = losses.min(), losses[: max(2, len(losses) // 4)].max()
     axes.set_ylim(low - 0.3 * (high - low), high + 1.5 * (high - low))
     axes.set(xscale='log', xlabel='learning rate', ylabel='smoothed loss', title='LR range test')

@@ -1,4 +1,4 @@
-"""Where a blend's predictions come from: which runs, of which weights and folds, and since when."""
+"""Checks of where a blend's predictions come from: their runs, weights, folds and versions."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from lib.runs import BLEND, Run
 
 
 def check_free(run: Run, blend: dict[str, Any]) -> None:
-    """Raises: Stop where a blend, of which blend.json will say `blend`, cannot be kept in `run`."""
+    """Check that a blend with the settings `blend` can be kept as `run`. Raises: Stop if not."""
     if run.name in blend['runs']:
         raise Stop(f'--name {run.name} is one of the runs that are blended; choose another')
     if run.blend:
@@ -22,30 +22,30 @@ def check_free(run: Run, blend: dict[str, Any]) -> None:
         if pairs := ', '.join(f'{k} {value!r} (now {blend[k]!r})' for k, value in was.items()):
             raise Stop(f'{run} was blended in another way: {pairs}; choose another --name')
     elif run.folder.exists() and any(run.folder.iterdir()):
-        raise Stop(f'{run} is there already and no blend; choose another --name')
+        raise Stop(f'{run} exists and is not a blend; choose another --name')
 
 
 def keep(run: Run, blend: dict[str, Any]) -> None:
-    """Write blend.json into `run`, without the predictions of an earlier blend. Raises: Stop.
+    """Write blend.json into `run`, and delete the predictions of an earlier blend. Raises: Stop.
 
-    Killed here or later, it is a blend without predictions, which the same command makes.
+    If the process is killed, the blend has no predictions, and the same command makes them.
     """
-    check_free(run, blend)  # once more, now that nobody else blends
+    check_free(run, blend)  # once more, now that this process holds the lock
     for name in ('oof.csv', 'test.csv'):
         (run.folder / name).unlink(missing_ok=True)
     files.write_json(run.folder / BLEND, blend)
 
 
 def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
-    """Print how many TTA passes the predictions of our runs are the mean of, and which kept blends
-    are older than the predictions of their runs.
+    """Check that the predictions of `runs` fit their weights and folds.csv; print what they are.
 
-    `table`: all of folds.csv, which lies at `path`; None without it. Returns: its fingerprint.
-    Raises: Stop where a run's predictions are not of its weights, or of another folds.csv.
+    A line says of how many TTA passes they are the mean, and a warning names a kept blend that is
+    older than the predictions of its runs. `table`: all of folds.csv, whose path is `path`; None
+    where there is none. Returns: its fingerprint. Raises: Stop where something does not fit.
     """
     fingerprint = tables.fingerprint(path) if table is not None else {}
     for run in runs:
-        # others' predictions, or ours far from where they were made, have nothing to be checked by
+        # the predictions of others, or runs without their folds.csv, cannot be checked
         if table is not None and run.has_begun:
             folds = sorted(table.fold.dropna().astype(int).unique().tolist())
             run.check_table(fingerprint)
@@ -67,9 +67,9 @@ def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[s
 
 
 def hash_predictions(runs: Sequence[Run]) -> dict[str, dict[str, str]]:
-    """The SHA-256 of what each run predicts, by its name and by file.
+    """The SHA-256 of each run's predictions, by the run's name and by file.
 
-    It is of the names and of `pred` as text, and not of `prob`, which follows from them.
+    The text of the image names and of `pred` is hashed, and not `prob`, which follows from them.
     """
     hashes: dict[str, dict[str, str]] = {run.name: {} for run in runs}
     for path in (run.folder / name for run in runs for name in ('oof.csv', 'test.csv')):

@@ -1,8 +1,8 @@
 """The processes of one launcher, which train one fold together.
 
-`accelerate launch` and `torch.distributed.run` tell each process its place by RANK and WORLD_SIZE.
-Both are taken out of the environment here, since fastai would gather predictions over all
-processes wherever it sees them. They are there only inside of `visible`.
+`accelerate launch` and `torch.distributed.run` set RANK and WORLD_SIZE for each process. Both are
+removed from the environment here, since fastai gathers predictions over all processes wherever it
+sees them. They are set again inside of `visible`.
 """
 
 import atexit
@@ -15,15 +15,15 @@ from typing import Any
 
 RANK = int(os.environ.pop('RANK', 0))
 WORLD = int(os.environ.pop('WORLD_SIZE', 1))
-LOCAL_WORLD = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # those of them on this machine
-following = False  # True where this process trains beside the first, which alone prints and writes
+LOCAL_WORLD = int(os.environ.get('LOCAL_WORLD_SIZE', 1))  # the processes on this machine
+following = False  # whether this process leaves printing and writing to the first one
 
 
 @contextmanager
 def visible() -> Iterator[None]:
     """A block in which torch, fastai and accelerate see the launcher's processes.
 
-    What `accelerate config` has saved as its precision would come on top of the run's own.
+    The run's own precision must not be overridden by the one that `accelerate config` has saved.
     """
     os.environ |= {'RANK': str(RANK), 'WORLD_SIZE': str(WORLD), 'ACCELERATE_MIXED_PRECISION': 'no'}
     try:
@@ -33,18 +33,18 @@ def visible() -> Iterator[None]:
 
 
 def join() -> None:
-    """Meet the launcher's other processes; from here on the first alone prints and writes."""
+    """Connect to the launcher's other processes. From here on only the first prints and writes."""
     global following
     if WORLD == 1:
         return
-    import torch  # here, not above: it takes a second, and one process needs none of it
+    import torch  # it takes a second to import, and a process by itself does not need it
 
     if torch.distributed.is_initialized():
         return
     backend, device = 'gloo', None
-    if torch.cuda.is_available():  # objects by gloo: NCCL waits at 100 % of a core and of a GPU
+    if torch.cuda.is_available():  # gloo for objects, since NCCL keeps a core and the GPU busy
         backend, device = 'cpu:gloo,cuda:nccl', torch.device('cuda', torch.cuda.current_device())
-    with visible():  # the others wait while the first one works, which may take hours
+    with visible():  # the other processes may have to wait for the first one for hours
         week = timedelta(days=7)
         torch.distributed.init_process_group(backend, timeout=week, device_id=device)
     atexit.register(torch.distributed.destroy_process_group)
@@ -55,9 +55,9 @@ def join() -> None:
 
 
 def together(items: Iterable[Any]) -> Iterator[Any]:
-    """What the first process takes out of `items`, one after the other, in all of them.
+    """The items that the first process takes from `items`, in all processes of the launcher.
 
-    The next one is taken when all have done their part of the last. None is never among them.
+    The next item is taken when all processes are done with the last. No item may be None.
     """
     iterator = iter(items)
     while True:

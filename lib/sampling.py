@@ -5,30 +5,29 @@ from fastai.vision.all import Callback, TfmdDL
 
 
 def draw(n: int, k: int, seed: int, epoch: int) -> np.ndarray:
-    """The `k` of `n` benign images that an epoch sees: (k,) int positions, none twice.
+    """The `k` of `n` benign images that an epoch trains on: (k,) int positions, none twice.
 
-    Epochs read on through one long row of permutations, so that no image comes again before all
-    have come; it depends on (seed, epoch) alone. An epoch may run over the end of a permutation:
-    the next one then starts with images that this epoch has not had.
+    All epochs together read one long sequence of permutations, so that no image is used again
+    before all have been used. The result depends on (seed, epoch) alone. Where an epoch spans two
+    permutations, the second one starts with images that this epoch has not used yet.
     """
     row = np.empty(0, dtype=int)
     for cycle in range(((epoch + 1) * k - 1) // n + 1):
         permutation = np.random.default_rng([seed, cycle]).permutation(n)
-        begun = len(row) % k  # images that the epoch at the seam already has
-        had = np.isin(permutation, row[len(row) - begun :])
-        row = np.concatenate([row, permutation[~had], permutation[had]])
+        carried = len(row) % k  # images that the epoch has from the last permutation
+        used = np.isin(permutation, row[len(row) - carried :])
+        row = np.concatenate([row, permutation[~used], permutation[used]])
     return row[epoch * k : (epoch + 1) * k]
 
 
 class Downsample(Callback):
     """Each epoch trains on every melanoma and `neg_ratio` times as many benign images.
 
-    `targets`: (n,) 0/1 of the rows of `dl`, the training loader, whose length is set at once,
-    since `lr_find` reckons with it before the first epoch. `neg_ratio` 0: all images each epoch.
-    `batch_size`: images a step, of all processes together. An epoch takes as many more benign
-    images as fill its last batch: a step for a few images would weigh them more than others, and
-    one image alone has no batch statistics. Where there are no more, the rest is left for the next
-    epoch.
+    `targets`: (n,) 0/1 of the rows of `dl`, the training loader. Its length is set at once, since
+    `lr_find` needs it before the first epoch. `neg_ratio` 0 means all images in each epoch.
+    `batch_size`: images a step, in all processes together. More benign images fill the last batch
+    of an epoch, since a smaller step would give its images more weight, and a single image has no
+    batch statistics. Where there are no more benign images, the last batch is left out.
     """
 
     def __init__(
@@ -65,10 +64,10 @@ class Downsample(Callback):
 
 
 def monitored(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """Which of a fold's rows are scored each epoch: all melanomas, and benign ones up to `n` rows.
+    """The rows of a fold that are scored after each epoch: sorted positions in `targets`.
 
-    A fold of the competition has seven times the images that an epoch trains on; the same rows
-    each epoch, so that epochs can be compared. Returns: sorted positions in `targets`.
+    They are all melanomas, and benign images up to `n` rows, the same in each epoch so that epochs
+    can be compared. A whole fold of the competition has seven times the images of an epoch.
     """
     positive, negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
     k = min(len(negative), max(n - len(positive), 1))

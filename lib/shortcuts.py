@@ -1,4 +1,4 @@
-"""The shortcut floor: what can be scored without looking at a single lesion."""
+"""The shortcut floor: the score of a small model that does not see a single pixel."""
 
 from typing import Any
 
@@ -15,13 +15,14 @@ MAX_CATEGORIES = 200  # of a column; scikit-learn takes 255
 
 
 def features(table: pd.DataFrame) -> pd.DataFrame:
-    """What `table` knows without a pixel, named for people: the columns that vary.
+    """The columns of `table` that describe an image without its pixels, with names for people.
 
-    Age is in years, native width and height in pixels; a group stands in for an unknown patient.
+    Age is in years, native width and height in pixels. Where the patient is unknown, the group is
+    taken. Columns that do not vary are left out.
     """
     patient = table.get('patient_id', table.group).fillna(table.group)
     columns = pd.DataFrame({'images per patient': patient.groupby(patient).transform('size')})
-    table = table.reindex(columns=[*NUMBERS, *CATEGORIES])  # what is missing is empty
+    table = table.reindex(columns=[*NUMBERS, *CATEGORIES])  # a missing column is empty
     for column, label in NUMBERS.items():
         columns[label] = pd.to_numeric(table[column]).astype(float)
     for column, label in CATEGORIES.items():
@@ -31,7 +32,7 @@ def features(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
-    """Out-of-fold scores, (n,) in 0..1, of a small boosted model of `features`, and their names.
+    """Out-of-fold scores, (n,) in 0..1, of a small boosted model, and the names of its features.
 
     `table`: labelled rows with target, fold and group; a group is in one fold only.
     """
@@ -52,15 +53,15 @@ def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
 
 
 def measure(oof: pd.DataFrame) -> dict[str, Any]:
-    """What summary.measure_overall says of the floor's scores, and the names of what it saw."""
+    """summary.measure_overall of the floor's scores, and in `seen` the names of its features."""
     pred, seen = predict(oof)
     return summary.measure_overall(oof.assign(pred=pred)) | {'seen': seen}
 
 
 def describe(floor: dict[str, Any]) -> str:
-    """What the floor is and means, from what `measure` returned or its JSON: a sentence."""
+    """A sentence that says what the floor is and means, from `measure` or its JSON."""
     if 'auc' not in floor['pooled']:
-        return f'the shortcut floor is not known: {floor["pooled"]["note"]}'
+        return f'there is no shortcut floor: {floor["pooled"]["note"]}'
     auc = str(Estimate(*floor['pooled']['auc']))
     for source, figures in floor.get('sources', {}).items():
         if 'auc' in figures:

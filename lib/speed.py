@@ -1,4 +1,4 @@
-"""What makes a device fast: precision, memory, compilation. Without it, speed alone is lost."""
+"""Precision, memory and compilation: what makes the work fast and changes nothing else."""
 
 import copy
 import ctypes
@@ -16,9 +16,9 @@ from lib.cli import Stop
 
 
 def training_precision(precision: str, device: torch.device) -> str:
-    """What to train in: 'auto' is bf16 on CUDA, fp16 on cards without it, fp32 elsewhere.
+    """The precision to train in: 'auto' is bf16 on CUDA, fp16 on cards without it, fp32 elsewhere.
 
-    Raises: Stop where `precision` is none that the device computes in.
+    Raises: Stop where the device does not compute in `precision`.
     """
     known = _precisions(device)
     best = 'bf16' if 'bf16' in known else 'fp16'
@@ -26,19 +26,19 @@ def training_precision(precision: str, device: torch.device) -> str:
 
 
 def inference_precision(precision: str, device: torch.device) -> str:
-    """What to predict in: 'auto' is fp16 on CUDA, fp32 elsewhere.
+    """The precision to predict in: 'auto' is fp16 on CUDA, fp32 elsewhere.
 
-    bf16 has three bits less than fp16 and moves the features of a small model by ten times as
-    much. Raises: Stop where `precision` is none that the device computes in.
+    It is not bf16, which has three bits less and changes the features of a small model by ten times
+    as much. Raises: Stop where the device does not compute in `precision`.
     """
     best = 'fp16' if device.type == 'cuda' else 'fp32'
     return _checked(precision, _precisions(device), best, device)
 
 
 def layout(device: torch.device) -> torch.memory_format:
-    """The memory layout to predict in; training is channels-last everywhere.
+    """The memory layout to predict in: channels-last on the CPU only. Training always uses it.
 
-    On CUDA it is not. Source, until a card is measured here: timm's tables of B5 in half precision
+    Source, until a card has been measured: timm's tables of B5 in half precision
     (results/benchmark-*.csv of https://github.com/huggingface/pytorch-image-models), channels-last
     against not, images a second: training 114 and 94 (RTX 3090, 456 px, torch 1.12), prediction
     575 and 640 (RTX 4090, 448 px, torch 2.4). A ResNet predicts faster channels-last there, too.
@@ -61,12 +61,12 @@ def _checked(precision: str, known: list[str], best: str, device: torch.device) 
 
 
 def ready_memory(device: torch.device) -> None:
-    """Beside a GPU, free what an earlier model held; on the CPU, have glibc keep what is freed.
+    """Beside a GPU, free the memory of an earlier model; on the CPU, make glibc keep freed memory.
 
-    A Learner and its callbacks refer to each other, so that a fold's weights, gradients and moments
-    (half a GB of B5) outlive it until Python looks for such circles. glibc hands large tensors back
-    to the system after each use; the page faults of having them again take a third of a training
-    step on the CPU, so that up to 2 GB are kept for the next one.
+    A Learner and its callbacks refer to each other, so the weights, gradients and moments of a fold
+    (half a GB for B5) stay until Python collects such cycles. On the CPU, glibc returns large
+    tensors to the system after each use, and the page faults of getting them back take a third of a
+    training step; so up to 2 GB are kept for the next one.
     """
     if device.type != 'cpu':
         gc.collect()
@@ -81,12 +81,12 @@ def ready_memory(device: torch.device) -> None:
 
 @torch.no_grad()
 def fuse_batch_norms(model: nn.Module, size: int) -> nn.Module:
-    """`model` in eval mode, with each batch normalization of a convolution's output folded into it.
+    """`model` in eval mode, with its batch normalizations folded into their convolutions.
 
-    Prediction alone gains, on B5 at 512 pixels by a quarter on the CPU. Which normalization reads
-    which convolution is found by one run over an image of noise; the model comes back as it is
-    where the features would differ, as where a layer runs twice. Both are on the CPU, since a GPU's
-    TF32 would make them differ.
+    This makes prediction faster, B5 at 512 pixels by a fifth on the CPU. One pass over an image of
+    noise shows which normalization reads which convolution. The model is returned unchanged where
+    its features would differ, as where a layer is used twice. This runs on the CPU, since the TF32
+    of a GPU would make the features differ.
     """
     pairs, model = [], model.cpu().eval()
 
@@ -113,13 +113,12 @@ def fuse_batch_norms(model: nn.Module, size: int) -> nn.Module:
     return folded if torch.allclose(after, before, atol=1e-3 * largest) else model
 
 
-def compile(model: nn.Module) -> nn.Module:
-    """`model`, compiled in place when it first runs; models of one architecture share the code.
+def compile(model: nn.Module) -> None:
+    """Have `model` compiled when it first runs; models of one architecture share the code.
 
-    Raises: Stop where torch.compile has no C++ compiler: torch would say so in 100 lines.
+    Raises: Stop where there is no C++ compiler, which torch would say in 100 lines.
     """
     compiler = os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'g++')
     if not shutil.which(compiler):
         raise Stop(f'--compile needs a C++ compiler, and there is no {compiler}; leave it out')
     model.compile(dynamic=False)
-    return model

@@ -1,4 +1,4 @@
-"""Groups, known duplicates, stratified group folds, and the check that no group leaks."""
+"""Groups of images, stratified folds of whole groups, and the check that no group leaks."""
 
 import warnings
 from pathlib import Path
@@ -16,8 +16,9 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     """The group of each row, as text: its patient, else its lesion, else its image.
 
     `table` has `image_name` and may have `patient_id` and `lesion_id`; `duplicates` is two columns
-    of image names. Groups that share a lesion or a duplicate are joined, also over a chain of them
-    and over an image that the table does not have, and take the first of their names.
+    of image names. Groups that share a lesion or a pair of duplicates are joined, also through a
+    chain of them and through an image that is not in the table. A joined group has the first of
+    their names in alphabetical order.
     """
     group = table.image_name.astype('str')
     for column in ('lesion_id', 'patient_id'):
@@ -37,7 +38,7 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
 
 
 def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
-    """The fold of each row: (n,) int in 0..n_folds-1, by `target` and `source`, whole groups.
+    """The fold of each row, (n,) int from 0 up: whole groups, stratified by target and source.
 
     Raises: Stop where a class has fewer groups than there are folds.
     """
@@ -81,9 +82,9 @@ def check_classes(target: pd.Series, fold: pd.Series) -> None:
 def report_leaks(
     path: Path, table: pd.DataFrame, fold_column: str, duplicates: pd.DataFrame | None
 ) -> None:
-    """Print how many groups of `table`, which anybody may have made, lie in more than one fold.
+    """Print how many groups of `table`, somebody's table of folds, lie in more than one fold.
 
-    `path`, its file, is for the messages; a negative number in `fold_column` is no fold. Raises:
+    `path` is its file, for the messages. A negative number in `fold_column` is not a fold. Raises:
     Stop where a group or a known pair of `duplicates` is in more than one fold.
     """
     name_column = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
@@ -93,7 +94,7 @@ def report_leaks(
     table = table.assign(image_name=table[name_column])
     group = table.group.fillna(table.image_name) if unit == 'group' else join_groups(table)
     number = pd.to_numeric(table[fold_column], errors='coerce')
-    # folds may have names, such as 'a' and 'b', instead of numbers
+    # folds may be named, such as 'a' and 'b', instead of numbered
     fold = number.where(number >= 0) if number.notna().any() else table[fold_column]
     used = fold.notna()
     if not used.any():
@@ -108,4 +109,4 @@ def report_leaks(
         parted = [' and '.join(pair) for pair in pairs if len({fold_of[name] for name in pair}) > 1]
         print(f'{len(parted)} known pairs of duplicates are in different folds')
     if examples := [*leaking, *parted]:
-        raise Stop(f'{path} leaks, for one {examples[0]}: a score on these folds is too good')
+        raise Stop(f'{path} leaks, for example {examples[0]}: a score on these folds is too good')

@@ -1,4 +1,4 @@
-"""What fastai's `Learner.tta` needs to predict here: draws that can be repeated, and a bar."""
+"""Test-time augmentation by fastai's `Learner.tta`, with repeatable draws and a progress bar."""
 
 import hashlib
 from collections.abc import Sequence
@@ -23,11 +23,12 @@ from lib.speed import ready_memory
 
 
 class SeedBatch(Transform):
-    """Seeds each batch from (seeds, pass, batch number), so that its draws depend on nothing else.
+    """Seeds each batch by (seeds, pass, batch number), so that its draws depend on nothing else.
 
-    With `by_image` the images, one a batch, stand for the number: an image is then augmented in the
-    same ways whatever lies beside it. It is the first of the batch transforms and no callback:
-    between a callback's events and a batch, torch's DataLoader draws from the global generator.
+    With `by_image`, and one image a batch, the hash of the image replaces the batch number: an
+    image is then augmented in the same ways whatever other images there are. This is the first
+    batch transform and not a callback, since torch's DataLoader draws from the global generator
+    between a callback's events and the batch.
     """
 
     order = 1
@@ -46,7 +47,7 @@ class SeedBatch(Transform):
 
 
 class Passes(Callback):
-    """Tell a SeedBatch which pass begins, and draw a bar over all `n` of them."""
+    """Tells a SeedBatch which pass begins, and shows a progress bar over all `n` passes."""
 
     def __init__(self, seed_batch: SeedBatch, n: int, label: str):
         self.seed_batch, self.n, self.label = seed_batch, n, label
@@ -77,25 +78,25 @@ def predictor(
     n_tta: int = 0,
     label: str = 'predict',
 ) -> Learner:
-    """A Learner to predict with, by `tta` or `get_preds`: (n, 1) probabilities on the CPU.
+    """A Learner whose `tta` and `get_preds` return (n, 1) probabilities on the CPU.
 
-    `model`: a model.Probability. `seed_batch` decides what the passes of tta draw.
+    `model`: a model.Probability. `seed_batch` seeds the `n_tta` passes of tta.
     """
     ready_memory(dls.device)
     seed_batch = seed_batch or SeedBatch([0])
     dls.valid.after_batch.add(seed_batch)
-    # noop is never called, and has no activation, of which fastai would make a second sigmoid
+    # noop is never called; from a loss with an activation fastai would take a second sigmoid
     learn = Learner(dls, model, loss_func=noop, cbs=Passes(seed_batch, n_tta + 1, label))
-    learn.remove_cb(ProgressCallback)  # thousands of characters in a log file
+    learn.remove_cb(ProgressCallback)  # it prints thousands of characters into a log file
     return learn
 
 
 def checked(pred: torch.Tensor, label: str) -> np.ndarray:
-    """Predictions (n, 1) as (n,) float64. Raises: Stop where one is not finite."""
+    """Predictions (n, 1) as (n,) float64. Raises: Stop where one of them is not finite."""
     pred = pred[:, 0].double().numpy()
     if not np.isfinite(pred).all():
         raise Stop(
-            f'{label}: the model predicts NaN or infinity. If it ran in half precision, type '
-            '--precision fp32; else its weights are of no use'
+            f'{label}: the model predicts NaN or infinity. If it ran in half precision, try '
+            '--precision fp32; otherwise its weights cannot be used'
         )
     return pred

@@ -282,8 +282,8 @@ FILES = [
     ('config: other flags', CONFIG, values(seed=9), 'seed 9 (now 1)', []),
     ('config: a flag to come', CONFIG, values(new=9), 'new 9 (now None)', []),
     ('state: pickled code', f'{RUN}fold0/state.pt', unfinish, 'is no state', []),
-    ('weights: pickled code', WEIGHTS, put(PICKLE), 'no safetensors', ANY),
-    ('weights: text', WEIGHTS, put(b'{}'), 'no safetensors', ANY),
+    ('weights: pickled code', WEIGHTS, put(PICKLE), 'not a safetensors', ANY),
+    ('weights: text', WEIGHTS, put(b'{}'), 'not a safetensors', ANY),
     ('weights: NaN', WEIGHTS, spoil, '--precision fp32', ANY),
     ('record: no JSON', f'{RUN}fold0/tta_oof.json', put(b'{'), 'delete it and make it anew', ANY),
 ]
@@ -310,9 +310,9 @@ def test_a_bad_file_is_refused_and_changes_no_other(
     ('content', 'says'),
     [
         ('another architecture', 'another architecture'),
-        (PICKLE, 'no safetensors'),
-        (b'\x10\0\0\0\0\0\0\0{"a":', 'no safetensors'),
-        (b'{}', 'no safetensors'),
+        (PICKLE, 'not a safetensors'),
+        (b'\x10\0\0\0\0\0\0\0{"a":', 'not a safetensors'),
+        (b'{}', 'not a safetensors'),
     ],
     ids=['another architecture', 'pickled code', 'cut off', 'text'],
 )
@@ -373,7 +373,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(home, refusal, ok, tmp_
         text = refusal(*this)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert 'make room, and the same command goes on' in text and '.part' not in text
+    assert 'make room, then run this again' in text and '.part' not in text
     after = contents(copy)
     assert before.items() <= after.items() and not [name for name in after if '.part' in name]
     assert 'out of fold' in ok(*this)

@@ -210,7 +210,7 @@ def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, ca
 
 def test_an_image_of_another_format_is_told_which_are_read(tmp_path):
     Image.new('RGB', (64, 64)).save(tmp_path / 'a.tif')
-    with pytest.raises(Stop, match=r'a\.tif: it is no JPEG and no PNG image'):
+    with pytest.raises(Stop, match=r'a\.tif: it is neither a JPEG nor a PNG image'):
         images.cache(images.table_of(tmp_path / 'a.tif'), tmp_path, 64)
 
 

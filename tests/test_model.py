@@ -60,7 +60,7 @@ def test_weights_of_another_architecture_are_refused_with_the_names(shared):
 
 def test_a_file_that_is_no_safetensors_is_refused_unread(tmp_path):
     torch.save({'fc.weight': torch.zeros(1)}, tmp_path / 'w.pth')
-    with pytest.raises(Stop, match='no safetensors file'):
+    with pytest.raises(Stop, match='not a safetensors file'):
         model.create(ARCH, 64, weights=tmp_path / 'w.pth')
     with pytest.raises(Stop, match='there is no file'):
         model.create(ARCH, 64, weights=tmp_path / 'absent')
