@@ -48,9 +48,9 @@ class Row:
 
 ROWS = {
     'base': Row('nothing', n_folds=5),
-    'twin': Row('another seed', {'seed': 1}, 5),
-    'cutout': Row('Cutout', {'cutout': True}, 5),
-    'cutout_128': Row('Cutout, 128 px', {'cutout': True, 'size': 128}, 5),
+    'twin': Row('another seed', {'seed': 1}),
+    'cutout': Row('Cutout', {'cutout': True}),
+    'cutout_128': Row('Cutout, 128 px', {'cutout': True, 'size': 128}),
     'neg_ratio_3': Row('three benign images a melanoma', {'neg_ratio': 3.0}),
     'all_benign': Row('all benign images, 3 epochs', {'neg_ratio': 0.0, 'epochs': 3}),
     'size_128': Row('128 px', {'size': 128}),
@@ -272,8 +272,9 @@ def finish_fastai(home: Path, table: pd.DataFrame, weights: str) -> None:
 def finish_blends(home: Path, table: pd.DataFrame, weights: str) -> None:
     """The recipe in miniature: each way of blending beside the best single run, by blend.py."""
     folder, oofs = home / 'miniature', {}
+    folds = range(min(ROWS[name].n_folds for name in MEMBERS))
     for name in MEMBERS:
-        parts = oof_parts(lib.runs.Run(home / 'runs' / name), table, range(5))
+        parts = oof_parts(lib.runs.Run(home / 'runs' / name), table, folds)
         if not all(part.path.exists() for part in parts):
             return print(f'blends: {name} is not predicted yet')
         oofs[name] = read_parts(parts)
@@ -284,7 +285,7 @@ def finish_blends(home: Path, table: pd.DataFrame, weights: str) -> None:
         oof = pd.read_csv(folder / 'report' / 'oof.csv').merge(
             oofs[best][['image_name', 'pred']], on='image_name', suffixes=('', '_best')
         )
-        row = Row(f'{how} of {len(oofs)} models, beside the best ({best})', n_folds=5)
+        row = Row(f'{how} of {len(oofs)} models, beside the best ({best})')
         keep(f'blend {how}', row, 15, oof, oof.pred, oof.pred_best, {})
 
 
