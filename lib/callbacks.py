@@ -1,4 +1,4 @@
-"""fastai callbacks of a training: precision on the CPU, accumulation, seeds, history, resuming."""
+"""fastai callbacks for training: bf16 on the CPU, accumulation, seeds, history, resuming."""
 
 import io
 import json
@@ -23,26 +23,26 @@ from tqdm import tqdm
 from lib import cli, files, ranks
 from lib.cli import Stop
 
-NO_BAR = ranks.RANK > 0 or None  # tqdm's `disable`: a bar in a terminal only, and one a launcher
+NO_BAR = ranks.RANK > 0 or None  # tqdm's `disable`; None shows a bar in a terminal only
 
 
 class CPUMixed(MixedPrecision):
-    """fastai's bf16, which is for CUDA alone, on the CPU."""
+    """fastai's bf16 on the CPU; its own works on CUDA only."""
 
     def __init__(self):
         super().__init__(AMPMode.BF16)
 
     def before_fit(self) -> None:
-        """Have the batches autocast for the CPU, which needs no scaler."""
+        """Set autocast up for the CPU, and switch the scaler off."""
         self.autocast = torch.autocast('cpu', torch.bfloat16)
         self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), []
 
 
 class Accumulate(Callback):
-    """One step of the optimizer for `n` batches, by the mean gradient of all their images.
+    """Makes one step of the optimizer for `n` batches, with the mean gradient of their images.
 
-    The last group of an epoch may be smaller; it steps too. fastai's GradientAccumulation would
-    carry it into the next epoch.
+    The last group of an epoch may be smaller and still makes a step; fastai's GradientAccumulation
+    would carry it into the next epoch.
     """
 
     order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
@@ -51,30 +51,30 @@ class Accumulate(Callback):
         self.n = n
 
     def before_train(self) -> None:
-        """Begin an epoch with no image counted."""
+        """Set the number of images in the group to 0."""
         self.images = 0
 
     def before_batch(self) -> None:
-        """Have a launcher's processes average their gradients in a group's last batch alone."""
+        """Let a launcher's processes average their gradients in the last batch of a group only."""
         self.is_last = (self.iter + 1) % self.n == 0 or self.iter + 1 == self.n_iter
-        self.model.require_backward_grad_sync = self.is_last  # as torch's no_sync does
+        self.model.require_backward_grad_sync = self.is_last  # torch's no_sync does the same
 
     def after_loss(self) -> None:
-        """Make the batch's gradient a sum over its images."""
+        """Turn the mean over the batch's images into a sum."""
         self.learn.loss_grad = self.loss_grad * find_bs(self.yb)
 
     def before_step(self) -> None:
-        """Go on to the next batch, or make the gradients means and let the step be made."""
+        """Skip the step, or in the last batch of a group turn the sums of gradients into means."""
         self.images += find_bs(self.yb)
         if not self.is_last:
             raise CancelBatchException()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_div_(grads, self.images)  # a few kernels, not one for each of 500 tensors
+        torch._foreach_div_(grads, self.images)  # a loop would start 500 kernels
         self.images = 0
 
 
 def seed_all(*seed: int) -> None:
-    """Seed torch, numpy and Python from a row of whole numbers, such as (seed, fold, epoch)."""
+    """Seed torch, numpy and Python by several whole numbers, such as (seed, fold, epoch)."""
     state = np.random.SeedSequence(seed).generate_state(1)[0]
     torch.manual_seed(int(state))
     np.random.seed(state)
@@ -82,26 +82,26 @@ def seed_all(*seed: int) -> None:
 
 
 class SeedEpoch(Callback):
-    """All that an epoch draws at random depends on (seed, fold, epoch), and on nothing before."""
+    """Seeds each epoch by (seed, fold, epoch), so that its draws do not depend on earlier ones."""
 
     def __init__(self, seed: int, fold: int):
         self.seed, self.fold = seed, fold
 
     def before_epoch(self) -> None:
-        """Seed the generators, the training loader's own too."""
-        # each of several processes augments its own images, so by its own draws
+        """Seed all generators, including that of the training loader."""
+        # each process of a launcher augments other images, so it needs draws of its own
         seed_all(self.seed, self.fold, self.epoch, *([ranks.RANK] if ranks.RANK else []))
         self.dls.train.rng = random.Random(random.getrandbits(32))
 
 
 class StopOnNaN(Callback):
-    """Stop where the loss is NaN or infinite: every later weight would be."""
+    """Stops where the loss is NaN or infinite, since all later weights would be too."""
 
     def __init__(self, fold: int):
         self.fold = fold
 
     def after_loss(self) -> None:
-        """Raises: Stop with fold, epoch and step."""
+        """Check the loss. Raises: Stop that names fold, epoch and step."""
         if not torch.isfinite(self.loss):
             what = 'training' if self.training else 'scoring'
             raise Stop(
@@ -111,9 +111,9 @@ class StopOnNaN(Callback):
 
 
 class History(Callback):
-    """One printed line an epoch, the same to a CSV file, and a bar with the time left.
+    """Prints a line after each epoch, writes the same figures to a CSV file, and shows a bar.
 
-    The bar is drawn in a terminal only; in a log file there are only lines.
+    The bar, with the time left, is drawn in a terminal only; a log file has lines only.
     """
 
     order = 60  # after Recorder has the epoch's figures
@@ -122,8 +122,8 @@ class History(Callback):
         self.path, self.fold = path, fold
 
     def before_fit(self) -> None:
-        """Start the bar: a tick a training batch, of all epochs."""
-        self.rows: list[dict[str, Any]] = []  # Resume puts those of an earlier start here
+        """Start the bar over the training batches of all epochs."""
+        self.rows: list[dict[str, Any]] = []  # Resume puts the rows of an earlier start here
         total = self.n_epoch * len(self.dls.train)
         self.bar = tqdm(total=total, desc=f'fold {self.fold}', leave=False, disable=NO_BAR)
 
@@ -138,7 +138,7 @@ class History(Callback):
 
     def after_epoch(self) -> None:
         """Print the epoch's line and write history.csv anew."""
-        if self.epoch < len(self.rows):  # skipped: it was trained at an earlier start
+        if self.epoch < len(self.rows):  # it was trained at an earlier start and is skipped now
             return
         epoch, train_loss, valid_loss, auc = list(self.recorder.log)[:4]
         row = {
@@ -163,34 +163,34 @@ class History(Callback):
 
     @property
     def seconds(self) -> float:
-        """What all epochs took, those of earlier starts too."""
+        """The seconds of all epochs, including those of earlier starts."""
         return round(sum(row['seconds'] for row in self.rows), 1)
 
 
 class Resume(Callback):
-    """Save all that the next epoch needs at an epoch's end, and go on after the last one saved.
+    """Saves at the end of an epoch what the next one needs, and continues after the last one saved.
 
-    It saves after the first epoch, after the last, and where the time since the last save exceeds
-    `rest` times what that took: a save of B5 takes a good part of a fast card's epoch. No random
-    state is saved: SeedEpoch sets all of it from (seed, fold, epoch). The optimizer's
-    hyperparameters are not either: fit sets them. The rows of `history` are saved too.
+    It saves after the first and the last epoch, and else where the time since the last save is more
+    than `rest` times what that save took: saving B5 takes a good part of an epoch on a fast card.
+    Random states are not saved, since SeedEpoch sets them, nor the optimizer's hyperparameters,
+    which fit sets. The rows of `history` are saved too.
     """
 
-    order = 65  # after History has the epoch's row, before any Callback that need not be skipped
+    order = 65  # after History has added the epoch's row
     rest = 20
 
     def __init__(self, path: Path, fold: int, history: History):
         self.path, self.fold, self.history = path, fold, history
         self.resumed = self.done = 0  # epochs
-        self.saved_at = self.seconds = 0.0  # of the last save: when it ended, and what it took
+        self.saved_at = self.seconds = 0.0  # when the last save ended, and how long it took
 
     def before_fit(self) -> None:
-        """Put back what is saved. Raises: Stop where it is broken, or of another model or fold."""
+        """Restore the saved state. Raises: Stop where it is broken or of another model or fold."""
         if not self.path.exists():
             return
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore')  # of odd files, which are refused by a sentence
+                warnings.simplefilter('ignore')  # about a broken file, which is refused below
                 state = torch.load(self.path, map_location='cpu', weights_only=True)
             if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
                 raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
@@ -203,10 +203,10 @@ class Resume(Callback):
             self.opt.load_state_dict({'state': state['opt'], 'param_groups': groups})
         except OSError:
             raise
-        except Exception as e:  # whatever unpickling and a foreign model's tensors may raise
+        except Exception as e:  # unpickling and the tensors of another model may raise anything
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             raise Stop(
-                f'{self.path} is no state of this training ({reason}); delete it, and the fold '
+                f'{self.path} is not a state of this training ({reason}); delete it, and the fold '
                 'starts at its first epoch'
             ) from None
         self.resumed, self.history.rows = len(rows), rows
@@ -217,18 +217,18 @@ class Resume(Callback):
         self.history.bar.update(self.done * len(self.dls.train))
 
     def before_epoch(self) -> None:
-        """Skip what is done."""
+        """Skip the epochs that are done."""
         if self.epoch < self.resumed:
             raise CancelEpochException
 
     def after_epoch(self) -> None:
-        """Save, if it is time; in the first process where there are several."""
+        """Save, if it is time, in the first process of a launcher."""
         start = time.perf_counter()
         is_time = start - self.saved_at > self.rest * self.seconds or self.epoch + 1 == self.n_epoch
         if self.epoch < self.resumed or ranks.following or not is_time:
             return
         smooth = self.recorder.smooth_loss
-        state = {  # tensors and Python's own types alone: all that weights_only reads
+        state = {  # tensors and Python's own types, which weights_only can read
             'fold': self.fold,
             'epochs': self.n_epoch,
             'model': get_model(self.model).state_dict(),
@@ -236,7 +236,7 @@ class Resume(Callback):
             'rows': json.dumps(self.history.rows),
             'smooth_loss': (smooth.count, float(smooth.val)),
         }
-        buffer = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+        buffer = io.BytesIO()  # torch's own writer raises a RuntimeError where the disk is full
         torch.save(state, buffer)
         with files.atomic(self.path) as temporary:
             temporary.write_bytes(buffer.getbuffer())

@@ -1,4 +1,4 @@
-"""What infer.py predicts, part by part: one fold's model on one set of images."""
+"""The parts of infer.py's work: the predictions of one fold's model for one set of images."""
 
 import hashlib
 import json
@@ -19,22 +19,22 @@ from lib.runs import WEIGHTS, Run
 from lib.tables import OOF_COLUMNS, read_csv
 
 PREDS = ['pred', 'pred_plain']
-# Raised by one where the same settings predict otherwise; 2: each model draws views of its own.
-# Absent from a record means 1
+# To be raised by one where the same settings give other predictions. 2: each model has draws of its
+# own. A record without it is of version 1
 DRAWS = 2
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides predictions beside the weights; saved as the record of a part."""
+    """The settings that decide predictions, beside the weights; saved in the record of a part."""
 
     n_tta: int
     seed: int
     batch_size: int
-    precision: str  # 'auto' is content with whatever precision a part was made in
+    precision: str  # with 'auto' a part of any precision will do
 
     def fit(self, record: dict[str, Any]) -> bool:
-        """Whether a part with this record is what these settings would make."""
+        """Whether a part with this record was made with these settings."""
         asked = asdict(self)
         if self.precision == 'auto':
             del asked['precision']
@@ -43,7 +43,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    """Images that one fold's model predicts: those that it has not seen, or the test images."""
+    """Images that one fold's model predicts: its held-out images, or the test images."""
 
     run: Run
     k: int  # the fold
@@ -55,12 +55,12 @@ class Part:
 
     @property
     def path(self) -> Path:
-        """The CSV of the part, written last, so that its existence means finished."""
+        """The CSV of the part, written last: its existence means that the part is finished."""
         return self.run.fold(self.k) / f'tta_{self.kind}.csv'
 
     @property
     def lock(self) -> Path:
-        """The lock of whoever predicts the part."""
+        """The lock of the process that predicts the part."""
         return self.path.with_name(f'.{self.path.stem}.lock')
 
     @property
@@ -70,7 +70,7 @@ class Part:
 
     @property
     def pooled_path(self) -> Path:
-        """The run's CSV, of all folds together."""
+        """The CSV of the run, of all folds together."""
         return self.run.folder / f'{self.kind}.csv'
 
     @cached_property
@@ -80,9 +80,9 @@ class Part:
 
     @property
     def record(self) -> dict[str, Any]:
-        """What the part was made with; empty where it is not made.
+        """The settings that the part was made with; empty where it is not made.
 
-        In a home from before parts had records of their own, infer.json speaks for all of them.
+        Older versions of infer.py wrote one record, infer.json, for all parts of a run.
         """
         path, old = self.path.with_suffix('.json'), self.run.folder / 'infer.json'
         if old.exists() and self.pooled_path.exists():
@@ -93,20 +93,20 @@ class Part:
 
     @property
     def has_todays_weights(self) -> bool:
-        """Whether it is there, made by the weights that the fold has now."""
+        """Whether the part is made, by the weights that the fold has now."""
         return self.record.get('weights_sha256') == self.weights_sha256
 
     def is_made(self, settings: Settings) -> bool:
-        """Whether it is there, as these settings and today's weights would make it.
+        """Whether the part is made, with these settings and by the weights that the fold has now.
 
-        Draws of an older version count where all parts have them, so that they are pooled.
+        Draws of an older version count where all parts have them, and so have been pooled.
         """
         is_current = self.record.get('draws', 1) == DRAWS or self.pooled_path.exists()
         return self.has_todays_weights and settings.fit(self.record) and is_current
 
     @property
     def seeds(self) -> tuple[int, int]:
-        """What gives the draws of each run and fold a seed of its own: the run's, and the fold."""
+        """Seeds that give each run and fold its own draws: a hash of the config, and the fold."""
         decides = {k: v for k, v in self.run.config.items() if k not in ('command', 'table_sha256')}
         text = json.dumps(decides, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), self.k
@@ -114,11 +114,11 @@ class Part:
     def write(
         self, pred: np.ndarray, plain: np.ndarray, settings: Settings, precision: str
     ) -> None:
-        """Save predictions, (n,) each in the order of `rows`, and the record of their making."""
+        """Save predictions, (n,) each in the order of `rows`, and the record of the settings."""
         columns = OOF_COLUMNS if self.kind == 'oof' else ['image_name']
         used = {'precision': precision, 'draws': DRAWS, 'weights_sha256': self.weights_sha256}
-        with locks.held(self.run.lock):  # nobody pools meanwhile
-            for name in ('infer.json', 'oof.csv', 'test.csv', 'scores.json'):  # of other settings
+        with locks.held(self.run.lock):  # no other process may pool meanwhile
+            for name in ('infer.json', 'oof.csv', 'test.csv', 'scores.json'):  # without this part
                 (self.run.folder / name).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
             files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)
@@ -126,9 +126,9 @@ class Part:
 
 
 def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
-    """Each fold's held-out images and each fold's prediction of the test images.
+    """The parts of a run: of each fold the held-out images, and of each fold the test images.
 
-    `table`: folds.csv. The images that the run was trained without are in no part.
+    `table`: folds.csv. Images that the run leaves out are in no part.
     """
     table = table[~table.image_name.isin(run.config['skipped'])]
     test, labelled = table[table.split == 'test'], table[table.split == 'train']
@@ -138,9 +138,9 @@ def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
 
 
 def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
-    """The parts that `settings` has not made and nobody else makes, each locked meanwhile.
+    """The parts that are not made with `settings` and that no other process makes, each locked.
 
-    Their rows have `cached`: the images of all parts are cached before the first is predicted.
+    The images of all parts are cached first; the rows of a part have their paths in `cached`.
     Raises: Stop where an image cannot be read.
     """
     run = parts[0].run
@@ -151,14 +151,14 @@ def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
     cached = dict(zip(rows.image_name, cache(rows, run.home, run.config['size']), strict=True))
     for part in locks.claim({part.lock: part for part in parts}, lambda p: p.is_made(settings)):
         part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
-        _ = part.weights_sha256  # of the weights that are to predict, whatever comes meanwhile
+        _ = part.weights_sha256  # hashed now, since the fold may be trained again meanwhile
         yield part
 
 
 def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
     """A run's predictions by kind, 'oof' and 'test', as text.
 
-    Those of the test images are the mean over the folds. What is pooled already is read.
+    Those of the test images are the mean over the folds. Files that are pooled already are read.
     """
     pooled = {}
     for kind, path in {part.kind: part.pooled_path for part in parts}.items():
@@ -175,22 +175,22 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
 
 
 def join(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
-    """The rows of folds.csv that `oof`, as `pool` returns it, has predictions of, with PREDS."""
+    """The rows of folds.csv (`table`) that `oof`, as `pool` returns it, predicts, with PREDS."""
     preds = oof[['image_name', *PREDS]].astype(dict.fromkeys(PREDS, float))
     return table.merge(preds, on='image_name').astype({'fold': int, 'target': int})
 
 
 def missing_note(parts: list[Part]) -> str:
-    """What to tell whoever finds parts that another process is at."""
+    """A sentence that says that parts are missing, and which process makes them."""
     notes = ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
     whose = f'another process is making them{notes}; when it has ended, ' if notes else ''
     return f'{parts[0].run}: some predictions are missing; {whose}type this again'
 
 
 def n_tta(parts: list[Part]) -> int:
-    """How many TTA passes a run's predictions are the mean of.
+    """The number of TTA passes in a run's predictions.
 
-    Raises: Stop with the command to type where infer.py has yet to make them.
+    Raises: Stop with the command to type where infer.py still has to make them.
     """
     run = parts[0].run
     if missing := sorted({p.pooled_path.name for p in parts if not p.pooled_path.exists()}):

@@ -1,4 +1,4 @@
-"""A run: the folder HOME/runs/NAME, what it was trained with, and what it still lacks."""
+"""Runs: the folders HOME/runs/NAME, what they were trained with, and what they still lack."""
 
 import re
 import shlex
@@ -19,12 +19,12 @@ MAX_SIZE = 4096  # pixels a side
 # Raised by one where training gives other weights for the same flags; 2: the head's start, and
 # whole batches. Absent from config.json means 1
 RECIPE = 2
-# What config.json holds that is no flag, or is compared by itself
+# Entries of config.json that are not flags, or that are compared separately
 NOT_COMPARED = ('command', 'skipped', 'recipe', 'folds_sha256', 'table_sha256')
 
 
 class Run:
-    """A folder under HOME/runs, where train.py and infer.py put what they make of one model."""
+    """A folder under HOME/runs, in which train.py and infer.py put everything about one model."""
 
     def __init__(self, folder: Path):
         self.folder, self.name, self.home = folder, folder.name, folder.parent.parent
@@ -33,31 +33,31 @@ class Run:
         return str(self.folder)
 
     def fold(self, k: int) -> Path:
-        """The folder of all that belongs to fold `k`."""
+        """The folder of fold `k`."""
         return self.folder / f'fold{k}'
 
     @property
     def skipped(self) -> list[str]:
-        """The images that it goes without, since they could not be read when it began."""
+        """The images that the run leaves out, since they could not be read when it began."""
         return self.config['skipped'] if self.has_begun else []
 
     @property
     def has_begun(self) -> bool:
-        """Whether train.py made it: a blend or anybody else's predictions have no config.json."""
+        """Whether train.py made it; a blend or the predictions of others have no config.json."""
         return (self.folder / 'config.json').exists()
 
     @property
     def blend(self) -> dict[str, Any]:
-        """What a blend that is kept here was made of; empty for anything else."""
+        """The blend.json of a kept blend; empty for anything else."""
         path = self.folder / BLEND
         return files.read_json(path) if path.exists() else {}
 
     @property
     def config(self) -> dict[str, Any]:
-        """What it was trained with: train.py's flags, the model's statistics, the table's hash.
+        """The config.json: train.py's flags, the model's mean and std, and the hash of folds.csv.
 
-        Raises: Stop where what rebuilds the model is missing or odd: it may be a stranger's file.
-        The architecture's name is left to timm.
+        Raises: Stop where an entry that rebuilds the model is missing or wrong: a stranger may have
+        made the file. timm checks the architecture's name.
         """
         path = self.folder / 'config.json'
         config = files.read_json(path)
@@ -87,10 +87,10 @@ class Run:
     def check(
         self, config: dict[str, Any], defaults: dict[str, Any], folds: Iterable[int] = ()
     ) -> None:
-        """Raises: Stop where the run has begun with other flags than `config`, or another table, or
-        cannot train `folds` to the end, since it has begun by another recipe.
+        """Check that the run can go on with `config`; a flag that is absent means its default.
 
-        A flag that is absent from config.json means its default, so that old runs stay good.
+        Raises: Stop where the run has begun with other flags, on another folds.csv, or by another
+        version of the recipe, so that it cannot train `folds` to the end.
         """
         path = self.folder / 'config.json'
         if not path.exists():
@@ -113,8 +113,8 @@ class Run:
             )
 
     def begin(self, config: dict[str, Any], defaults: dict[str, Any]) -> None:
-        """Write config.json, or check that this is the same run going on. Raises: Stop."""
-        with locks.held(self.lock):  # another process may begin it at the same time
+        """Write config.json, or check the one that is there. Raises: Stop as `check` does."""
+        with locks.held(self.lock):  # another process may begin the run at the same time
             path, results = self.folder / 'config.json', ('state.pt', WEIGHTS, 'oof.csv')
             if not path.exists():
                 if made := [p for p in sorted(self.folder.glob('fold*/*')) if p.name in results]:
@@ -130,7 +130,7 @@ class Run:
 
     @property
     def lock(self) -> Path:
-        """The lock of what several processes finish together."""
+        """The lock for files that any of several processes may write."""
         return self.folder / '.lock'
 
     def unfinished(self, folds: Iterable[int]) -> list[int]:
@@ -138,7 +138,7 @@ class Run:
         return [k for k in folds if not (self.fold(k) / 'oof.csv').exists()]
 
     def claim(self, folds: Iterable[int]) -> Iterator[int]:
-        """Those of `folds` that are unfinished and that nobody else trains, each locked meanwhile.
+        """Those of `folds` that are unfinished and that no other process trains, each one locked.
 
         The processes of a launcher all get the same fold, to train it together.
         """
@@ -146,19 +146,19 @@ class Run:
         of_lock = {self.fold(k) / '.lock': k for k in folds}
         for k in set(folds) - set(self.unfinished(folds)):
             print(f'{self}: fold {k} is finished')
-            (self.fold(k) / 'state.pt').unlink(missing_ok=True)  # it was killed just before that
+            (self.fold(k) / 'state.pt').unlink(missing_ok=True)  # a kill may have left it
         yield from ranks.together(locks.claim(of_lock, lambda k: not self.unfinished([k])))
 
     def finish(self, k: int, held_out: pd.DataFrame, pred: np.ndarray, about: dict) -> None:
-        """Save what fold `k` was trained with, and its held-out rows with `pred`, (n,), as oof.csv.
+        """Write `about` to run.json, and fold `k`'s held-out rows with `pred`, (n,), to oof.csv.
 
-        That comes last: its existence means that the fold is finished.
+        oof.csv is written last: its existence means that the fold is finished.
         """
         files.write_json(self.fold(k) / 'run.json', about)
         oof = held_out[OOF_COLUMNS].assign(pred_plain=pred)
         files.write_csv(self.fold(k) / 'oof.csv', oof)
         if not ranks.following:
-            (self.folder / 'scores.json').unlink(missing_ok=True)  # of a fold that was
+            (self.folder / 'scores.json').unlink(missing_ok=True)  # of earlier weights
             (self.fold(k) / 'state.pt').unlink(missing_ok=True)
 
     def read_oof(self, folds: Iterable[int]) -> pd.DataFrame:
@@ -172,7 +172,7 @@ class Run:
         return sorted(int(path.parent.name[4:]) for path in self.folder.glob('fold*/oof.csv'))
 
     def check_table(self, table: dict[str, str]) -> None:
-        """Raises: Stop where the run was trained on another folds.csv; `table`: its fingerprint."""
+        """Check the fingerprint `table` of folds.csv. Raises: Stop where the run has another."""
         if not is_same(self.config, table):
             raise Stop(
                 f'{self} was trained on another {self.home / "folds.csv"}, so its held-out images '
@@ -180,11 +180,11 @@ class Run:
             )
 
     def training_note(self, folds: list[int]) -> str:
-        """A sentence that names the unfinished folds, who is at them, and what trains the rest."""
+        """A sentence that names the unfinished folds, who trains them, and what trains the rest."""
         notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
         missing = ', '.join(f'{k}{note}' for k, note in notes)
         saved, command = self.config['command'], 'python train.py with its flags'
-        if saved.startswith('python train.py') and saved.isprintable():  # else it is a stranger's
+        if saved.startswith('python train.py') and saved.isprintable():  # it may be a stranger's
             # the run may have been moved or renamed since
             words = re.sub(r" --(home|name) ('[^']*'|\S+)", '', saved)
             command = f'{words} {shlex.join(["--home", str(self.home), "--name", self.name])}'
@@ -192,23 +192,23 @@ class Run:
 
 
 def folder(home: Path, name: str) -> Path:
-    """HOME/runs/NAME. Raises: Stop where `name` would lead elsewhere, or into hidden files."""
+    """HOME/runs/NAME. Raises: Stop where `name` is not a plain folder name, or is a hidden one."""
     if not re.fullmatch(r'[\w+-][\w.+-]*', name):
-        raise Stop(f'--name {name!r} is no folder name: letters, digits, and . _ + - inside it')
+        raise Stop(f'--name {name!r} must be letters, digits and _ + -, and . after the first')
     return home / 'runs' / name
 
 
 def trained(home: Path, only: str | None = None) -> list[Run]:
-    """The runs under `home` that train.py has begun, by name, or those named in `only`.
+    """The runs under `home` that train.py has begun, in order of name, or those named in `only`.
 
-    `only` holds names with commas between. Raises: Stop where there is none of these.
+    `only`: names with commas between. Raises: Stop where one of them, or any run, is missing.
     """
     return _find(home, ['config.json'], only)
 
 
 def predicted(home: Path, only: str | None = None) -> list[Run]:
-    """What takes part in a blend, as `trained` has it: runs, and the predictions of others, which
-    are folders with an oof.csv or test.csv. Blends kept by --name take part where they are named.
+    """The runs to blend, as in `trained`, and the predictions of others, which are folders with an
+    oof.csv or test.csv. Blends that are kept by --name take part where `only` names them.
     """
     return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
 

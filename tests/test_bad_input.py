@@ -178,7 +178,7 @@ FLAGS = [
     ('0 to 256', *QUICKLY, '--workers', -1),
     ('0 to 256', *QUICKLY, '--workers', 257),
     ('0 to 1', *QUICKLY, '--fold', 9),
-    ('no folder name', *QUICKLY, '--name', '../x'),
+    ('must be letters', *QUICKLY, '--name', '../x'),
     ('may be auto, fp32', *QUICKLY, '--precision', 'fp16'),  # on the CPU
     ('contradict each other', *QUICKLY, '--weights', 'w'),
     ('near it: efficientnet_b5', *QUICKLY[:3], '--arch', 'eficientnet_b5'),
@@ -281,7 +281,7 @@ FILES = [
     ('config: gone', CONFIG, gone, 'no config.json', []),
     ('config: other flags', CONFIG, values(seed=9), 'seed 9 (now 1)', []),
     ('config: a flag to come', CONFIG, values(new=9), 'new 9 (now None)', []),
-    ('state: pickled code', f'{RUN}fold0/state.pt', unfinish, 'is no state', []),
+    ('state: pickled code', f'{RUN}fold0/state.pt', unfinish, 'is not a state', []),
     ('weights: pickled code', WEIGHTS, put(PICKLE), 'not a safetensors', ANY),
     ('weights: text', WEIGHTS, put(b'{}'), 'not a safetensors', ANY),
     ('weights: NaN', WEIGHTS, spoil, '--precision fp32', ANY),

@@ -355,7 +355,7 @@ def test_a_state_that_is_broken_or_a_strangers_is_refused_and_runs_no_code(noise
     }
     for name, content in bad.items():
         path.write_bytes(content)
-        with pytest.raises(Stop, match=r'state\.pt is no state of this training .*; delete it'):
+        with pytest.raises(Stop, match=r'state\.pt is not a state of this training .*; delete it'):
             fit(noise, tmp_path, epochs=2)
         assert not marker.exists(), name
         assert path.read_bytes() == content
