@@ -189,7 +189,7 @@ def test_other_predictions_or_another_number_draw_anew(drawn, ok):
     assert (folder / 'heat.csv').stat().st_mtime_ns == stamp
     ok(*infer, '--n_tta', 0)
     assert not (folder / 'heat.json').exists()  # it belonged to predictions that are no more
-    ok('blend.py', '--home', copy, '--only', 'twin')
+    report.write(copy)
     assert 'map by' not in (copy / 'report' / 'index.html').read_text()
 
 
@@ -216,7 +216,6 @@ def test_the_page_shows_the_map_beside_the_image_and_names_the_run(drawn):
 def test_a_page_that_is_passed_on_has_no_image_of_a_patient(drawn, ok):
     copy = shutil.copytree(drawn, drawn.with_name('passed_on'))
     names = pd.read_csv(copy / 'folds.csv').image_name
-    ok('blend.py', '--home', copy)
     assert pictures_of((copy / 'report' / 'index.html').read_text())
     ok('blend.py', '--home', copy, '--noimages')
     page = (copy / 'report' / 'index.html').read_text()
@@ -224,7 +223,7 @@ def test_a_page_that_is_passed_on_has_no_image_of_a_patient(drawn, ok):
     assert not [name for name in names if name in page]
     assert 'central quarter' in page  # the figures are of no single patient
     shutil.rmtree(copy / 'runs' / 'twin' / 'heat')
-    ok('blend.py', '--home', copy)
+    report.write(copy)
     page = (copy / 'report' / 'index.html').read_text()
     assert pictures_of(page) and 'map by' not in page and 'central quarter' not in page
 
