@@ -1,6 +1,7 @@
 """Heat maps: what they are of a net, whose model draws them, and the page with and without them."""
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -208,6 +209,12 @@ def test_the_page_shows_the_map_beside_the_image_and_names_the_run(drawn):
         assert has_map == (name in set(table.image_name))
         assert figure.count('<img') == 1 + has_map and len(set(pictures_of(figure))) == 1 + has_map
         n_maps += has_map
+        if has_map:
+            picture = table.picture[table.image_name == name].item()
+            with Image.open(drawn / 'runs' / 'twin' / 'heat' / picture) as both:
+                expected = both.crop((400, 0, 800, 400)).resize((144, 144))
+            found = np.asarray(Image.open(io.BytesIO(pictures_of(figure)[1])), dtype=int)
+            assert abs(found - np.asarray(expected)).mean() < 3
     assert 0 < n_maps < len(figures)
     facts = json.loads((drawn / 'runs' / 'twin' / 'heat' / 'heat.json').read_text())
     assert facts['legend'] in page and facts['measured'] in page and 'where, not why' in page
