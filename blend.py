@@ -20,6 +20,7 @@ def main(
     name: str | None = None,  # keep the blend as HOME/runs/NAME, so that it can be blended again
     calibrate: str | None = None,  # platt: fit prob to the out-of-fold predictions, across folds
     prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
+    images: bool = True,  # images of patients in the report; --noimages for one that is passed on
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
@@ -74,6 +75,7 @@ def main(
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
         save(home, kept, oof, tests, scores)
+        print(lib.report.write(home, images))
 
 
 def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
@@ -97,7 +99,7 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
 
 
 def save(home: Path, kept, oof, tests, scores: dict) -> None:
-    """Write the submission, the report and what it is made from, and the run that is kept."""
+    """Write the submission, what the report is made from, and the run that is kept."""
     if kept:
         lib.provenance.keep(kept, scores['blend'])  # before its predictions: it says what they are
     for folder in (home / 'report', *([kept.folder] if kept else [])):
@@ -112,7 +114,6 @@ def save(home: Path, kept, oof, tests, scores: dict) -> None:
         lib.files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
         way = 'mix' if blend['mix'] else blend['how']
         print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')
-    print(lib.report.write(home))
 
 
 if __name__ == '__main__':

@@ -24,6 +24,7 @@ def main(
     out: str | None = None,  # the CSV for --images: image_name, pred, prob
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
+    heat: int = 0,  # draw where the models look, in so many images of highest and lowest pred
     compile: bool = False,  # torch.compile the models first; worth it for thousands of images
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights.
@@ -31,18 +32,19 @@ def main(
     What is made already with these flags and weights is skipped. Start it in two terminals, and
     they share out the work.
     """
-    cli.within(0, n_tta=n_tta, seed=seed)
+    cli.within(0, n_tta=n_tta, seed=seed, heat=heat)
     cli.within(1, batch_size=batch_size)
     cli.within(0.0001, 0.9999, prior=prior)
     cli.within(0, 256, workers=workers)
     if (images is None) != (out is None):
         raise cli.Stop('--images DIR and --out FILE.csv go together')
     home, runs = Path(home), lib.runs.trained(Path(home), only)
+    lib.heat.check(runs if heat else [])
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
     precision = lib.speed.inference_precision(precision, lib.devices.device())
     options = {'precision': precision, 'workers': workers, 'compile': compile}
     if images is not None:
-        return predict_images(runs, Path(images), Path(out), prior, settings, options)
+        return predict_images(runs, Path(images), Path(out), prior, heat, settings, options)
 
     table = lib.tables.read_folds(home / 'folds.csv')
     folds = sorted(table.fold.dropna().astype(int).unique().tolist())  # a test image has none
@@ -51,7 +53,7 @@ def main(
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
             print(f'{part}, {n_tta} + 1 passes', flush=True)  # one is not augmented
             part.write(*predict(part, settings, **options), settings, precision)
-        pool(run, parts, table, prior, settings)
+        pool(run, parts, table, prior, heat, settings)
 
 
 def predict(part, settings, *, precision: str, workers: int | None, compile: bool):
@@ -67,15 +69,13 @@ def predict(part, settings, *, precision: str, workers: int | None, compile: boo
         lib.speed.compile(net.model)
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')
     learn = lib.tta.predictor(dls, net, seed_batch, settings.n_tta, f'fold {part.k}')
-    if settings.n_tta:
-        (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None does not mix the two
-    else:
-        pred = plain = learn.get_preds()[0]
-    return lib.tta.checked(pred, str(part)), lib.tta.checked(plain, str(part))
+    n = settings.n_tta  # beta would mix the mean of the passes with the plain one
+    preds = learn.tta(n=n, beta=None)[0] if n else [learn.get_preds()[0]] * 2
+    return [lib.tta.checked(pred, str(part)) for pred in preds]
 
 
-def pool(run, parts, table, prior: float | None, settings) -> None:
-    """Write oof.csv, and test.csv as the mean over folds, with `prob`; print their scores."""
+def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
+    """Write oof.csv, and test.csv as the mean over folds, with `prob`; print scores, draw maps."""
     with lib.locks.held(run.lock):
         if not all(part.is_made(settings) for part in parts):
             return print(lib.parts.missing_note(parts))
@@ -87,11 +87,12 @@ def pool(run, parts, table, prior: float | None, settings) -> None:
             prob = lib.prior.to_prior(rows.pred.to_numpy(dtype=float), rate, odds)
             lib.files.write_csv(run.folder / f'{kind}.csv', rows.assign(prob=prob))
     print(f'{run}: prob is for a rate of {rate:.4g}')
-    columns = ['pred_plain', 'pred'] if settings.n_tta else ['pred_plain']
-    lib.summary.report_run(run, oof, columns)
+    lib.summary.report_run(run, oof, ['pred_plain', *(['pred'] if settings.n_tta else [])])
+    if heat:
+        lib.heat.of_run(run, oof, heat)
 
 
-def predict_images(runs, folder: Path, out: Path, prior, settings, options: dict) -> None:
+def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options: dict) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
     runs = lib.runs.with_folds(runs)
@@ -104,10 +105,12 @@ def predict_images(runs, folder: Path, out: Path, prior, settings, options: dict
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
             preds.append(sum(predict(part, settings, **options)[0] for part in parts) / len(parts))
-    pred = sum(preds) / len(preds)
-    prob = lib.prior.to_prior(pred, rate, odds or float('nan'))  # none for unlike runs
-    lib.files.write_csv(out, table[['image_name']].assign(pred=pred, prob=prob))
+    table['pred'] = sum(preds) / len(preds)
+    table['prob'] = lib.prior.to_prior(table.pred, rate, odds or float('nan'))  # none, if unlike
+    lib.files.write_csv(out, table[['image_name', 'pred', 'prob']])
     print(f'{out}: {len(table)} images. This is no diagnosis')
+    if heat:
+        lib.heat.of_images(runs, table, out.with_name(f'{out.stem}_heat'), heat)
 
 
 if __name__ == '__main__':

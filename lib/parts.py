@@ -118,7 +118,8 @@ class Part:
         columns = OOF_COLUMNS if self.kind == 'oof' else ['image_name']
         used = {'precision': precision, 'draws': DRAWS, 'weights_sha256': self.weights_sha256}
         with locks.held(self.run.lock):  # no other process may pool meanwhile
-            for name in ('infer.json', 'oof.csv', 'test.csv', 'scores.json'):  # without this part
+            # they were made without this part
+            for name in ('infer.json', 'oof.csv', 'test.csv', 'scores.json', 'heat/heat.json'):
                 (self.run.folder / name).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
             files.write_json(self.path.with_suffix('.json'), asdict(settings) | used)

@@ -1,14 +1,15 @@
-"""The pictures that train.py saves, as PNG."""
+"""Pictures of a run: what training leaves behind, as PNG, and heat maps, as JPEG."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
 
-from lib.files import atomic
+from lib.files import atomic, write_csv
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +66,56 @@ def draw_batch(
         axes.axis('off')
         axes.set_title('melanoma' if y[i] else 'benign', fontsize=9)
     _save(figure, path)
+
+
+def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> dict[str, Any]:
+    """Save images with their heat maps beside them, as JPEG, and the table of them, heat.csv.
+
+    `rows`: image_name, pred, cached and what else is known of the images; `maps`: (n, h, w) logits.
+    The pictures of an earlier call are deleted. Convolutions that pad unevenly move what a cell has
+    seen by up to half a cell. Returns: what all pictures have in common.
+    """
+    cells = ' x '.join(map(str, maps.shape[1:]))
+    scale = max(float(np.percentile(abs(maps), 95)), 1e-6)  # the highest cells would pale the rest
+    legend = (
+        f'red: for melanoma, blue: against it, in full colour from {scale:.3g} logits on; {cells} '
+        'cells; it shows where, not why'
+    )
+    table = folder / 'heat.csv'
+    if table.exists():
+        for picture in pd.read_csv(table).picture:
+            (folder / Path(picture).name).unlink(missing_ok=True)
+    target = rows.get('target', pd.Series(-1, rows.index))
+    kinds = target.map({1: 'melanoma', 0: 'benign', -1: 'image'}) + rows.pred.map(' {:.4f} '.format)
+    captions = kinds + rows.image_name
+    rows = rows.assign(picture=captions.str.replace(r'[ /]', '_', regex=True) + '.jpg')
+    for row, caption, values in zip(rows.itertuples(), captions, maps / scale, strict=True):
+        _draw_heat(folder / row.picture, row.cached, values, f'{caption}\n{legend}')
+    write_csv(table, rows.drop(columns=['path', 'cached']).sort_values('picture'))
+    return {'pictures': len(rows), 'cells': cells, 'scale': scale, 'legend': legend}
+
+
+def _draw_heat(path: Path, image: Path, values: np.ndarray, text: str) -> None:
+    """Save a square image, its heat map beside it, and `text` below both.
+
+    `values`: (h, w), enlarged bilinearly over the image in grey: 1 is full red, -1 full blue.
+    """
+    side = 400  # pixels
+    with Image.open(image) as cached:
+        plain = cached.convert('RGB').resize((side, side), Image.Resampling.LANCZOS)
+    cells = Image.fromarray(values.astype(np.float32))
+    enlarged = np.asarray(cells.resize((side, side), Image.Resampling.BILINEAR))[..., None]
+    strength = 0.65 * np.clip(abs(enlarged), 0, 1)
+    colour = np.where(enlarged > 0, (215, 25, 25), (25, 70, 215))
+    grey = 80 + 0.6 * np.asarray(plain.convert('L'))[..., None]  # light: colours show on dark spots
+    mixed = (1 - strength) * grey + strength * colour
+    picture = Image.new('RGB', (2 * side, side + 44), 'white')
+    picture.paste(plain, (0, 0))
+    picture.paste(Image.fromarray(mixed.astype(np.uint8)), (side, 0))
+    font = ImageFont.load_default(14)
+    ImageDraw.Draw(picture).text((6, side + 4), text, 'black', font)
+    with atomic(path) as temporary:
+        picture.save(temporary, 'JPEG', quality=90)
 
 
 def _save(figure: Figure, path: Path) -> None:

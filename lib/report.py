@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
 from lib import calibration, comparison, figures, files, images, prior, score, shortcuts, summary
 from lib.runs import BLEND
@@ -22,23 +23,27 @@ SHEETS = (  # title, target, whether the threshold calls it a melanoma
 )
 
 
-def write(home: Path) -> str:
+def write(home: Path, with_images: bool = True) -> str:
     """Write HOME/report/index.html from report/{scores.json,oof.csv}, folds.csv and the runs.
 
+    `with_images` puts images of patients on the page, and the heat maps that infer.py --heat made.
     Returns: a line that says where it lies.
     """
     path = home / 'report' / 'index.html'
     scores = files.read_json(path.with_name('scores.json'))
     runs = {name: home / 'runs' / name for name in scores['blend']['runs']}
     pictures, sheets, rho = [], [], scores.get('test_correlations')
+    heat = _read_heat(runs)
     if 'summary' in scores:
         oof = pd.read_csv(path.with_name('oof.csv'), dtype={'image_name': str})
-        pictures, sheets = figures.of_predictions(oof, scores), _sheets(oof, home / 'folds.csv')
+        pictures = figures.of_predictions(oof, scores)
+        sheets = _sheets(oof, home / 'folds.csv', heat) if with_images else []
         rho = [run['correlations'] for run in scores['runs'].values()]
     if len(runs) > 1:
         pictures.append(figures.of_correlations(list(runs), np.array(rho)))
     pictures += figures.of_histories(runs)
     page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
+    page['heat'] = heat
     page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
     page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
     page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
@@ -57,8 +62,22 @@ def _read_configs(run: Path) -> dict[str, str]:
     return {name: (run / name).read_text() for name in names if (run / name).exists()}
 
 
-def _sheets(oof: pd.DataFrame, folds: Path) -> list[dict[str, Any]]:
-    """The surest right and wrong images of both classes, by the threshold at a sensitivity of 95 %.
+def _read_heat(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    """What infer.py --heat says of each run that has heat maps, and `paths`, the picture of each
+    image by name."""
+    heat = {}
+    for name, run in runs.items():
+        if (run / 'heat' / 'heat.json').exists():
+            table = pd.read_csv(run / 'heat' / 'heat.csv', dtype=str)
+            paths = [run / 'heat' / Path(picture).name for picture in table.picture]
+            heat[name] = files.read_json(run / 'heat' / 'heat.json')
+            heat[name]['paths'] = dict(zip(table.image_name, paths, strict=True))
+    return heat
+
+
+def _sheets(oof: pd.DataFrame, folds: Path, heat: dict[str, dict]) -> list[dict[str, Any]]:
+    """The surest right and wrong images of both classes, by the threshold at a sensitivity of 95 %,
+    each with the map of the first run that has one, as `_read_heat` returns them.
 
     Empty where the images are not here.
     """
@@ -76,13 +95,25 @@ def _sheets(oof: pd.DataFrame, folds: Path) -> list[dict[str, Any]]:
         rows = rows.sort_values('pred', ascending=not called, kind='stable').head(N_IMAGES)
         cells = []
         for row in rows.itertuples():
-            picture = io.BytesIO()
+            name = row.image_name
+            run = next((run for run in heat if name in heat[run]['paths']), None)
             try:
-                images.square(Path(row.path), 144).save(picture, 'JPEG', quality=85)
+                shown = [images.square(Path(row.path), 144)]
+                if run is not None:  # the right one of two squares
+                    with Image.open(heat[run]['paths'][name]) as picture:
+                        side = picture.width // 2
+                        shown.append(picture.resize((144, 144), box=(side, 0, 2 * side, side)))
             except Exception:  # not here, or broken, where decoders raise anything: left out
                 continue
-            data = base64.b64encode(picture.getvalue()).decode()
-            cells.append({'name': row.image_name, 'pred': row.pred, 'data': data})
+            encoded = [_encode(image) for image in shown]
+            cells.append({'name': name, 'pred': row.pred, 'run': run, 'images': encoded})
         if cells:
             sheets.append({'title': title, 'cells': cells})
     return sheets
+
+
+def _encode(image: Image.Image) -> str:
+    """An image as JPEG in base64."""
+    data = io.BytesIO()
+    image.save(data, 'JPEG', quality=85)
+    return base64.b64encode(data.getvalue()).decode()

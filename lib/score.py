@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from scipy.special import expit, logit
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from lib.cli import Stop
@@ -59,6 +60,12 @@ def _with_interval(digits: str, value: float | None, low: float | None, high: fl
 def auc(target: np.ndarray, pred: np.ndarray) -> float:
     """Area under the ROC curve of (n,) targets 0/1 and scores; NaN where there is but one class."""
     return float(roc_auc_score(target, pred)) if len(np.unique(target)) > 1 else float('nan')
+
+
+def share(hits: np.ndarray) -> Estimate:
+    """The share of true ones in `hits`, (n,) bool, of as many groups, with Wilson's interval."""
+    test = binomtest(int(hits.sum()), len(hits))
+    return Estimate(test.statistic, *test.proportion_ci(method='wilson'))
 
 
 def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[float]:
