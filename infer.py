@@ -22,6 +22,7 @@ def main(
     prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the CSV for --images: image_name, pred, prob
+    export: str | None = None,  # write each predicted run to this folder, for timm, with its card
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
     heat: int = 0,  # draw where the models look, in so many images of highest and lowest pred
@@ -36,11 +37,13 @@ def main(
     cli.within(1, batch_size=batch_size)
     cli.within(0.0001, 0.9999, prior=prior)
     cli.within(0, 256, workers=workers)
-    if (images is None) != (out is None):
-        raise cli.Stop('--images DIR and --out FILE.csv go together')
+    if (images is None) != (out is None) or (images and export):
+        raise cli.Stop('--images DIR and --out FILE.csv go together, and without --export')
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     lib.heat.check(runs if heat else [])
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
+    if export is not None:
+        return lib.export.write(home, runs, Path(export), prior)
     precision = lib.speed.inference_precision(precision, lib.devices.device())
     options = {'precision': precision, 'workers': workers, 'compile': compile}
     if images is not None:

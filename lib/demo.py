@@ -16,6 +16,7 @@ from lib import files
 from lib.cli import Stop
 from lib.locks import held
 
+PREFIX = 'DEMO_'  # of its images' names
 MELANOMA_RATE = 0.18
 SHIFT = 1.7  # between the classes in each trait, in standard deviations
 HEIGHT, WIDTH = 96, 128  # pixels
@@ -57,7 +58,7 @@ def _draw_table(rng: np.random.Generator, n: int, first: int, split: str) -> pd.
     sex = rng.choice(['male', 'female'], size=n)[patients]
     rows = pd.DataFrame(
         {
-            'image_name': [f'DEMO_{first + i:05d}' for i in range(n)],
+            'image_name': [f'{PREFIX}{first + i:05d}' for i in range(n)],
             'patient_id': [f'{split.upper()}_{patient:04d}' for patient in patients],
             'sex': np.where(rng.random(n) < 0.05, None, sex),
             'age_approx': np.where(rng.random(n) < 0.05, np.nan, age),

@@ -1,9 +1,10 @@
-"""Reading and writing text, JSON and CSV; a file is written whole or not at all."""
+"""Reading and writing text, JSON, CSV and folders; each is written whole or not at all."""
 
 import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,31 @@ def atomic(path: Path) -> Iterator[Path]:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """A new folder beside `path` to write into; it takes the place of `path` if the block ends
+    well.
+
+    Whoever looks finds the old folder, or the new one, whole, or for an instant none. One process
+    at a time may do this; what a killed one has left is deleted by the next.
+    """
+    new, old = (path.with_name(f'.{path.name}.{kind}') for kind in ('part', 'old'))
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    new.mkdir(parents=True)
+    try:
+        yield new
+        for file in filter(Path.is_file, new.rglob('*')):
+            with open(file, 'rb+') as f:
+                os.fsync(f.fileno())
+        if path.exists():
+            os.replace(path, old)
+        os.replace(new, path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

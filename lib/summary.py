@@ -103,18 +103,26 @@ def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
     return {'images': n, 'melanomas': melanomas, 'note': note}
 
 
-def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
+def tabulate(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     """Text: a figure a row, a column for each of `summaries` by its name, and what was counted."""
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
-    summary = next(iter(summaries.values()))
-    counted = {'AUC, pooled': summary['pooled']}
-    counted |= {f'  within {source}': rows for source, rows in summary.get('sources', {}).items()}
     for count in ('images', 'melanomas'):
-        table[count] = pd.Series({label: str(rows[count]) for label, rows in counted.items()})
-    lines = [format_table(table)]
-    lines += [
-        f'{label.strip()}: {rows["note"]}' for label, rows in counted.items() if 'note' in rows
-    ]
+        counted = _counted(next(iter(summaries.values()))).items()
+        table[count] = pd.Series({label: str(rows[count]) for label, rows in counted})
+    return table.fillna('')
+
+
+def _counted(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The figures of all images and of each source, by the labels of their rows."""
+    sources = summary.get('sources', {}).items()
+    return {'AUC, pooled': summary['pooled']} | {f'  within {name}': rows for name, rows in sources}
+
+
+def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
+    """What `tabulate` returns, as printed, and below it why a figure is missing."""
+    lines, summary = [format_table(tabulate(summaries))], next(iter(summaries.values()))
+    counted = _counted(summary).items()
+    lines += [f'{label.strip()}: {rows["note"]}' for label, rows in counted if 'note' in rows]
     return '\n'.join(lines + [FEW_NOTE] * (summary['pooled']['melanomas'] < FEW))
 
 

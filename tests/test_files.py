@@ -30,6 +30,18 @@ def test_what_a_killed_process_left_half_written_is_gone_after_the_next_try(tmp_
     assert path.read_text() == 'new' and list(path.parent.iterdir()) == [path]
 
 
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'deep' / 'a'
+    for name in ('old', 'new'):
+        with files.atomic_folder(path) as folder:
+            (folder / name).write_text(name)
+            assert not (path / 'new').exists()
+    with pytest.raises(ZeroDivisionError), files.atomic_folder(path) as folder:
+        (folder / 'half').write_text('half')
+        1 / 0  # noqa: B018
+    assert [p.name for p in path.iterdir()] == ['new'] and list(path.parent.iterdir()) == [path]
+
+
 def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(tmp_path):
     path = tmp_path / 'a.csv'
     for number, name in ((28, None), (13, '.a.part.csv')):

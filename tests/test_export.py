@@ -1,0 +1,179 @@
+"""A run as a folder for others: what timm loads, what its card says, what is refused."""
+
+import contextlib
+import io
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+from test_old_home import OLD
+
+from lib import export, files, images, model, tables
+from lib.parts import Part
+from lib.runs import Run
+
+
+@pytest.fixture(scope='module')
+def out(home, ok, tmp_path_factory):
+    """The folder that infer.py --export has written the two runs of `home` to. Read only."""
+    out = tmp_path_factory.mktemp('export')
+    printed = ok('infer.py', '--home', home, '--export', out)
+    assert f'hf upload YOUR_NAME/twin {out}/twin' in printed
+    return out
+
+
+def lines_of(out) -> list[str]:
+    """The lines of Python in the card of the run `twin`."""
+    card = (out / 'twin' / 'README.md').read_text()
+    return re.search(r'```python\n(.*?)```', card, re.DOTALL)[1].splitlines()
+
+
+def read(lines: list[str], photo, out, monkeypatch) -> tuple[float, torch.Tensor]:
+    """What the lines of a card print for the file `photo`, and the tensor they make of it."""
+    shutil.copy(photo, out / 'lesion.jpg')
+    monkeypatch.chdir(out)
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec('\n'.join(lines), names)
+    return float(printed.getvalue()), names['x']
+
+
+@pytest.mark.parametrize('arch', ['test_resnet', 'test_efficientnet', 'test_vit', 'test_byobnet'])
+def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_path):
+    run, size = Run(tmp_path / 'home' / 'runs' / 'a'), 96
+    config = {'arch': arch, 'size': size, 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}
+    files.write_json(run.folder / 'config.json', config | {'folds_sha256': ''})
+    net = model.create(arch, size).eval()
+    model.save(net, run.fold(0) / 'model.safetensors')
+    export.save_fold(Part(run, 0, 'oof', pd.DataFrame()), tmp_path / 'fold0')
+    loaded = timm.create_model(f'local-dir:{tmp_path}/fold0', pretrained=True).eval()
+    x = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits = loaded(x)
+        assert torch.equal(logits, net(x)) and logits.shape == (3, 1)
+    data = timm.data.resolve_model_data_config(loaded)
+    assert data['input_size'] == (3, size, size) and data['interpolation'] == 'lanczos'
+    assert [*data['mean'], *data['std']] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
+    weights = tmp_path / 'fold0' / 'model.safetensors'  # readable to whom config.json is
+    assert weights.stat().st_mode == weights.with_name('config.json').stat().st_mode
+
+
+def test_the_card_holds_the_figures_of_scores_json(home, out):
+    scores = files.read_json(home / 'runs' / 'twin' / 'scores.json')
+    card = ModelCard.load(out / 'twin' / 'README.md')
+    assert (card.data.library_name, card.data.model_name) == ('timm', 'twin')
+    results = {result.metric_name: result for result in card.data.eval_results}
+    for label, column in (('plain pass', 'pred_plain'), ('mean of 2 augmented passes', 'pred')):
+        value, *interval = scores[column]['pooled']['auc']
+        assert results[f'AUC, {label}'].metric_value == value
+        assert results[f'AUC, {label}'].metric_args == {'interval_95': interval}
+        assert '{:.4f} [{:.4f}, {:.4f}]'.format(value, *interval) in card.text
+    for sex, figures in scores['pred_plain']['subgroups']['sex'].items():
+        assert f'| sex: {sex} | {figures["images"]} | {figures["melanomas"]} |' in card.text
+    assert 'not a medical device' in card.text and 'shortcut floor, AUC' in card.text
+
+
+def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
+    """Half of the images become those of an archive, and all get names of photographs."""
+    table = pd.read_csv(copy / 'folds.csv', dtype=str, na_filter=False)
+    table['image_name'] = table.image_name.str.replace('DEMO', 'ISIC')
+    other = (table.split == 'train') & (table.index % 2 == 0)
+    table.loc[other, 'source'] = 'isic2019'
+    table.to_csv(copy / 'folds.csv', index=False)
+    run = Run(copy / 'runs' / 'twin')
+    now = tables.fingerprint(copy / 'folds.csv')
+    files.write_json(run.folder / 'config.json', run.config | now)
+    for path in [*run.folder.glob('*.csv'), *run.folder.glob('fold*/tta_oof.csv')]:
+        path.write_text(path.read_text().replace('DEMO', 'ISIC'))
+    ok('infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out')
+    card = ModelCard.load(copy / 'out' / 'twin' / 'README.md')
+    assert card.data.license == 'cc-by-nc-4.0'
+    names = [result.dataset_name for result in card.data.eval_results]
+    assert {name.split(',')[0] for name in names} >= {'all sources', 'SIIM-ISIC 2020', 'ISIC 2019'}
+    n, melanomas = other.sum(), (table.target[other] == '1').sum()
+    assert re.search(rf'\| isic2019 \| \[ISIC 2019\].* \| {n} \| {melanomas} \|', card.text)
+    assert '| AUC, within isic2019 |' in card.text and 'The source alone' in card.text
+
+
+def test_the_licence_is_the_strictest_of_the_sources(out):
+    assert export.choose_licence(['isic2017', 'mine', 'competition']) == 'cc-by-nc-4.0'
+    assert export.choose_licence(['isic2017', 'mine']) == 'unknown'
+    assert export.choose_licence(['isic2017', 'demo']) == 'mit'
+    assert ModelCard.load(out / 'twin' / 'README.md').data.license == 'mit'  # of the demo
+
+
+def test_the_cards_lines_predict_what_infer_predicts(home, out, demo, monkeypatch):
+    lines = lines_of(out)
+    assert len(lines) <= 10
+    preds = pd.read_csv(home / 'runs' / 'twin' / 'test.csv').set_index('image_name').pred_plain
+    assert preds.std() > 1e-3  # else any image would do
+    for name in (preds.idxmin(), preds.idxmax()):
+        pred, _ = read(lines, demo / 'jpeg' / 'test' / f'{name}.jpg', out, monkeypatch)
+        assert pred == pytest.approx(preds[name], abs=1e-4)
+
+
+@pytest.mark.parametrize('shape', [(301, 200), (200, 303), (1200, 1601)])
+def test_they_read_a_photograph_as_the_cache_does(shape, out, tmp_path, monkeypatch):
+    photo, turned, lines = tmp_path / 'photo.jpg', Image.Exif(), lines_of(out)
+    turned[0x0112] = 6  # by 90 degrees
+    Image.effect_noise(shape, 60).convert('RGB').save(photo, exif=turned)
+    table = pd.DataFrame({'source': ['s'], 'image_name': ['photo'], 'path': [str(photo)]})
+    cached = images.cache(table, tmp_path, 64)[0]
+    # for an image of the right size the card has one line in place of five
+    ready = [*lines[:3], "jpeg = 'lesion.jpg'", *lines[8:]]
+    of_photo, of_cached = (
+        read(code, path, out, monkeypatch)[1] for code, path in ((lines, photo), (ready, cached))
+    )
+    assert torch.equal(of_photo, of_cached)
+
+
+def test_a_run_without_test_images_and_augmented_passes_has_a_card(copy, ok):
+    table = pd.read_csv(copy / 'folds.csv', dtype=str).query("split == 'train'")
+    table.to_csv(copy / 'folds.csv', index=False)
+    run = Run(copy / 'runs' / 'twin')
+    now = tables.fingerprint(copy / 'folds.csv')
+    files.write_json(run.folder / 'config.json', run.config | now)
+    ok('infer.py', '--home', copy, '--only', 'twin', '--n_tta', 0)
+    ok('infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out')
+    card = ModelCard.load(copy / 'out' / 'twin' / 'README.md')
+    assert 'AUC, plain pass' in [result.metric_name for result in card.data.eval_results]
+    assert 'augmented passes' not in card.text
+
+
+def test_a_run_of_an_old_home_has_a_card(tmp_path, ok):
+    shutil.copytree(OLD, tmp_path / 'home')
+    out = ok('infer.py', '--home', tmp_path / 'home', '--export', tmp_path / 'out')
+    assert 'passed over' in out and [p.name for p in (tmp_path / 'out').iterdir()] == ['a']
+    card = ModelCard.load(tmp_path / 'out' / 'a' / 'README.md')
+    old = files.read_json(OLD / 'runs' / 'a' / 'scores.json')
+    assert card.data.eval_results[0].metric_value == old['pred_plain']['pooled']['auc'][0]
+
+
+def test_a_run_that_is_not_predicted_is_refused_with_what_to_type(copy, refusal):
+    (copy / 'runs' / 'twin' / 'oof.csv').unlink()
+    sentence = refusal('infer.py', '--home', copy, '--export', copy / 'out')
+    assert 'has no oof.csv: python infer.py' in sentence and '--only twin --n_tta 2' in sentence
+    assert not (copy / 'out').exists()  # nor is the other run written
+
+
+def test_an_export_is_replaced_and_nothing_else_is(home, out, copy, ok, refusal):
+    twin = copy / 'out' / 'twin'
+    shutil.copytree(out / 'twin', twin)
+    command = ['infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out']
+    shutil.copytree(twin / 'fold0', twin / 'fold7')  # of more folds than today
+    ok(*command)
+    assert [p.name for p in twin.parent.iterdir()] == ['twin']
+    assert sorted(p.name for p in twin.iterdir()) == ['README.md', 'fold0', 'fold1']
+    (twin / 'notes.txt').write_text('mine')
+    assert 'notes.txt is not of an earlier export' in refusal(*command)
+    (twin / 'notes.txt').unlink()
+    (twin / 'README.md').write_text('mine')
+    assert 'is not of an earlier export' in refusal(*command)
+    assert (twin / 'README.md').read_text() == 'mine'
+    assert 'is not of an earlier export' in refusal(*command[:-1], copy / 'runs')
+    assert 'without --export' in refusal(*command, '--images', home, '--out', copy / 'x.csv')
