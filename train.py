@@ -34,10 +34,7 @@ def main(
     precision: str = 'auto',  # fp32, bf16 or fp16; by default bf16 or fp16 on a GPU, else fp32
     skip_bad: bool = False,  # train without the images that cannot be read, and score without them
 ) -> None:
-    """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
-
-    Typed twice at a time, the command's two processes share out the folds.
-    """
+    """Train on HOME/folds.csv into HOME/runs/NAME; two such processes share out the folds."""
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
@@ -108,8 +105,7 @@ def find_rates(path: Path, k: int, table, config: dict, weights, workers, precis
     """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
     n = 100 * config['accumulate']
-    with learn.added_cbs(cbs):
-        learn.lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
+    learn.add_cbs(cbs).lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
     lr_min, lr_max = lib.learner.suggest(lrs, losses)
     lib.pictures.draw_range_test(path, lrs, losses, lr_min, lr_max)
