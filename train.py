@@ -33,11 +33,9 @@ def main(
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default bf16 or fp16 on a GPU, else fp32
     skip_bad: bool = False,  # train without the images that cannot be read, and score without them
+    log: str | None = None,  # tensorboard or wandb: follow the run there, too
 ) -> None:
-    """Train a model on HOME/folds.csv into HOME/runs/NAME, a folder a fold.
-
-    Typed twice at a time, the command's two processes share out the folds.
-    """
+    """Train on HOME/folds.csv into HOME/runs/NAME; two such processes share out the folds."""
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
@@ -56,11 +54,12 @@ def main(
         return find_rates(path, folds[0], table, config, weights, workers, precision)
     run.begin(config, defaults)  # writes config.json, or compares it
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
-        train_fold(run, k, table, config, weights, workers, precision)
+        train_fold(run, k, table, config, weights, workers, precision, log)
     if run.unfinished(folds):
         return print(run.training_note(folds))
     oof = run.read_oof(folds)[['image_name', 'pred_plain']]
     lib.summary.report_run(run, table.merge(oof, on='image_name'), ['pred_plain'])
+    lib.follow.Follow(log, run).end()
 
 
 def make_learner(k: int, table, config: dict, weights, workers, precision: str):
@@ -74,7 +73,7 @@ def make_learner(k: int, table, config: dict, weights, workers, precision: str):
     return learn, [downsample, lib.callbacks.SeedEpoch(config['seed'], k)]
 
 
-def train_fold(run, k: int, table, config: dict, weights, workers, precision: str) -> None:
+def train_fold(run, k: int, table, config: dict, weights, workers, precision: str, log) -> None:
     """Train on the other folds, and score this one."""
     folder = run.fold(k)
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
@@ -84,7 +83,8 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
     resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # saves epochs, and goes on
-    cbs += [lib.callbacks.StopOnNaN(k), history, resume]
+    follow = lib.follow.Follow(log, run, k, history)
+    cbs += [lib.callbacks.StopOnNaN(k), history, follow, resume]
 
     div = config['lr_max'] / config['lr_min']
     with lib.learner.distributed(learn):  # in all processes of a launcher, if there is one
@@ -102,14 +102,14 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     pred = lib.tta.checked(lib.tta.predictor(dls, net, label='score').get_preds()[0], str(folder))
     about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}
     run.finish(k, held_out, pred, lib.config.environment(lib.devices.name(device)) | about)
+    follow.end()
 
 
 def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
     """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
     n = 100 * config['accumulate']
-    with learn.added_cbs(cbs):
-        learn.lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
+    learn.add_cbs(cbs).lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
     lr_min, lr_max = lib.learner.suggest(lrs, losses)
     lib.pictures.draw_range_test(path, lrs, losses, lr_min, lr_max)

@@ -3,7 +3,7 @@
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from lib.cli import Stop
 from lib.runs import MAX_SIZE, RECIPE, Run, folder
 
 # Flags that do not decide the result, so config.json leaves them out
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad')
+PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad', 'log')
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -31,6 +31,12 @@ def check(flags: dict[str, Any]) -> None:
         raise Stop('--weights and --nopretrained contradict each other; leave one out')
     if flags['lr_find'] and ranks.WORLD > 1:
         raise Stop('--lr_find runs in one process; start it without a launcher')
+    cli.one_of((None, 'tensorboard', 'wandb'), log=flags['log'])
+    try:
+        version(flags['log'] or 'fastai')
+    except PackageNotFoundError:
+        log = flags['log']
+        raise Stop(f'--log {log} needs a package that is not here: pip install {log}') from None
     if flags['name'] is not None:
         folder(Path(flags['home']), flags['name'])
 

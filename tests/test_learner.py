@@ -90,7 +90,7 @@ def test_the_schedule_of_train_py_is_torchs_one_cycle_to_within_one_step(
     monkeypatch.setattr(train, 'make_learner', recorded)
     (low, high), epochs, run = (5e-6, 2e-4), 8, Run(tmp_path / 'runs' / 'r')
     config = CONFIG | {'epochs': epochs, 'lr_min': low, 'lr_max': high}
-    train.train_fold(run, 0, noise, config, None, 0, 'bf16')
+    train.train_fold(run, 0, noise, config, None, 0, 'bf16', None)
     n, div = len(record.rates), high / low
     assert n == epochs * record.n_batches == 32
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=high)
