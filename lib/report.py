@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lib import calibration, comparison, figures, files, images, prior, score, shortcuts, summary
 from lib.runs import BLEND
-from lib.tables import read_folds
+from lib.tables import COMPETITION, COMPETITIONS, competition_of, read_folds
 
 N_IMAGES = 8  # in each sheet
-SHEETS = (  # title, target, whether the threshold calls it a melanoma
-    ('Melanomas with the highest predictions (true positives)', 1, True),
-    ('Melanomas with the lowest predictions (false negatives)', 1, False),
+SHEETS = (  # title, target, whether the threshold calls it positive
+    ('{} with the highest predictions (true positives)', 1, True),
+    ('{} with the lowest predictions (false negatives)', 1, False),
     ('Benign images with the lowest predictions (true negatives)', 0, False),
     ('Benign images with the highest predictions (false positives)', 0, True),
 )
@@ -41,7 +41,9 @@ def write(home: Path) -> str:
     page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
     page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
     page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
-    page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
+    competition = COMPETITIONS[scores.get('summary', {}).get('competition', COMPETITION)]
+    page |= {'measures': score.MEASURES, 'competition': competition, 'few': summary.FEW}
+    page['few_note'] = summary.few_note(competition.positives)
     loader = FileSystemLoader(Path(__file__).parent)
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     environment = Environment(loader=loader, autoescape=True, **style)
@@ -84,5 +86,6 @@ def _sheets(oof: pd.DataFrame, folds: Path) -> list[dict[str, Any]]:
             data = base64.b64encode(picture.getvalue()).decode()
             cells.append({'name': row.image_name, 'pred': row.pred, 'data': data})
         if cells:
-            sheets.append({'title': title, 'cells': cells})
+            positives = competition_of(oof).positives.capitalize()
+            sheets.append({'title': title.format(positives), 'cells': cells})
     return sheets
