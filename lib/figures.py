@@ -185,7 +185,7 @@ def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that we trained."""
     paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
     histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}
-    note = 'A line a fold; on its melanomas and a sample of its benign images.'
+    note = 'A line a fold; on its images of target 1 and a sample of the others.'
     return [
         to_svg(f'Held-out {name} by epoch', _draw_histories, histories, column, note=note)
         for name, column in (('AUC', 'auc'), ('loss', 'valid_loss'))

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -127,7 +128,8 @@ def read_folds(path: Path) -> pd.DataFrame:
     lacks = table.path.isna() | (labelled & table.group.isna())
     _refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
     _refuse(table[table.path.str.contains(r'[\x00-\x1f]')], '{file}: {path!r} is no path', path)
-    table['path'] = [str(path.parent / p) for p in table.path]
+    folder = '' if path.parent == Path() else path.parent
+    table['path'] = [os.path.join(folder, p) for p in table.path]
     return table
 
 
