@@ -74,7 +74,7 @@ def main(
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
-        save(home, kept, oof, tests, scores)
+        save(home, kept, table, oof, tests, scores)
         print(lib.report.write(home, images))
 
 
@@ -98,7 +98,7 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     return scores
 
 
-def save(home: Path, kept, oof, tests, scores: dict) -> None:
+def save(home: Path, kept, table, oof, tests, scores: dict) -> None:
     """Write the submission, what the report is made from, and the run that is kept."""
     if kept:
         lib.provenance.keep(kept, scores['blend'])  # before its predictions: it says what they are
@@ -111,7 +111,7 @@ def save(home: Path, kept, oof, tests, scores: dict) -> None:
         path.unlink(missing_ok=True)
         print(f'there are no test images, so there is nothing to submit{was}')
     else:
-        lib.files.write_csv(path, tests[['image_name']].assign(target=tests.pred))
+        lib.predictions.write_submission(path, tests, lib.tables.competition_of(table, oof))
         way = 'mix' if blend['mix'] else blend['how']
         print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')
 

@@ -14,7 +14,7 @@ from lib import cli
 
 def main(
     *,
-    data: str = 'data',  # folder of train.csv, test.csv, sample_submission.csv, images; only read
+    data: str = 'data',  # folder of a competition's tables and images, as on Kaggle; only read
     home: str = '.',  # folder that folds.csv is written to
     n_folds: int = 5,  # number of folds
     seed: int = 0,  # the same seed gives the same folds, byte for byte
@@ -40,14 +40,15 @@ def main(
         data = home = lib.demo.make(Path('data/demo'))
         print(f'{home}: synthetic images, drawn by a program. They are not medical data')
     data, home = Path(data), Path(home)
-    if not (data / 'train.csv').exists():
+    if not any((data / name).exists() for name in ('train.csv', 'train-metadata.csv')):
         raise cli.Stop(
-            f'there is no train.csv in {data}. The README, "Getting the data", says where it comes '
-            'from; --data names another folder; --demo makes synthetic images to try it all on'
+            f'there is no train.csv in {data}, nor train-metadata.csv. The README, "Getting the '
+            'data", says where it comes from; --data names another folder; --demo makes synthetic '
+            'images to try it all on'
         )
 
     sources = lib.archives.choose_external(external, data / 'external')
-    table, dropped = lib.archives.read_all(data, sources)
+    table, dropped = lib.archives.read_all(data, sources, home)
     for source in sources:
         print(f'{source}: {dropped.get(source, 0)} images dropped that a set before it has')
     duplicates = lib.archives.read_duplicates(data)
@@ -60,8 +61,9 @@ def main(
     lib.splits.check(table.group[labelled], table.fold[labelled])
 
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
-    paths = [os.path.relpath(os.path.realpath(path), folder) for path in table.path]
-    table['path'] = [Path(path).as_posix() for path in paths]
+    names = {*map(os.path.dirname, table.path)}
+    to = {name: os.path.relpath(os.path.realpath(name), folder) for name in names}
+    table['path'] = [Path(to[os.path.dirname(p)], Path(p).name).as_posix() for p in table.path]
     write(table, home)
     print_folds(table[labelled])
     # what a model scores on these folds that sees no pixel, to stand beside every score
@@ -97,7 +99,8 @@ def name_rows(home: Path, folds_sha256: str, table_sha256: str) -> None:
 def print_folds(table) -> None:
     """Print a row a fold and source."""
     columns = {'images': ('target', 'size'), 'groups': ('group', 'nunique')}
-    columns |= {'melanomas': ('target', 'sum'), 'rate': ('target', 'mean')}
+    positives = lib.tables.competition_of(table).positives
+    columns |= {positives: ('target', 'sum'), 'rate': ('target', 'mean')}
     table = table.astype({'fold': int, 'target': int})
     rows = table.groupby(['fold', 'source']).agg(**columns)
     print(rows.reset_index().to_string(index=False, formatters={'rate': '{:.2%}'.format}))

@@ -58,7 +58,7 @@ def fit(
     fold_weights = {}
     for k in np.unique(fold):
         if len(np.unique(target[fold != k])) < 2:
-            raise Stop(f'--how {how} needs melanomas and benign images outside of every fold')
+            raise Stop(f'--how {how} needs targets of 0 and of 1 outside of every fold')
         fold_weights[k] = fit_weights(scaled[fold != k], target[fold != k])
     return fit_weights(scaled, target), fold_weights
 

@@ -26,7 +26,7 @@ def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve
     """
     slope, intercept = _fit_logistic(logit(np.clip(pred, TINY, 1 - TINY)), target, weight)
     if slope <= 0:
-        raise Stop('melanomas have lower predictions than benign images; leave --calibrate out')
+        raise Stop('targets of 1 have lower predictions than of 0; leave --calibrate out')
     return lambda p: expit(slope * logit(p) + intercept)
 
 
@@ -56,7 +56,7 @@ def fit_platt_across_folds(
 
     def fit(pred: np.ndarray, rows: np.ndarray) -> Curve:
         if len(np.unique(target[rows])) < 2:
-            raise Stop('--calibrate platt needs melanomas and benign images in every fold')
+            raise Stop('--calibrate platt needs targets of 0 and of 1 in every fold')
         return fit_platt(pred[rows], target[rows], class_weights(target[rows], prior))
 
     prob = np.empty(len(pred))
@@ -107,7 +107,7 @@ def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float
     """
     melanomas = np.sort(pred[target == 1])[::-1]
     if not len(melanomas):
-        raise Stop('there is no melanoma to choose a threshold by')
+        raise Stop('there is no target of 1 to choose a threshold by')
     return float(melanomas[int(np.ceil(sensitivity * len(melanomas) - 1e-9)) - 1])
 
 

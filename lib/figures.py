@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from lib.pictures import BLUE, RED
 from lib.score import resample
 from lib.summary import MIN_CLASS, shorten
+from lib.tables import competition_of
 
 INK = '#010203'  # becomes the page's own colour of text, light or dark
 LINE = {'color': INK, 'linewidth': 0.8, 'linestyle': ':'}  # of chance, or of all rows
@@ -54,6 +55,7 @@ def of_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, 
     """ROC, precision and recall, AUC by subgroup, reliability, histogram, of one blend's `oof`."""
     target, pred = oof.target.to_numpy(), oof.pred.to_numpy()
     summary, facts, figures = scores['summary'], scores['probability'], []
+    positives = competition_of(oof).positives
     if len(np.unique(target)) == 2:
         curves = curves_with_bands(target, pred, oof.group)
         note = f'The band holds 95 % of {N_BAND_DRAWS} draws of {summary["resampling_unit"]}.'
@@ -69,11 +71,12 @@ def of_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, 
     size = (6, 0.9 + 0.27 * len(rows))
     note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
     title = 'AUC by fold, source and subgroup'
-    figures.append(to_svg(title, _draw_forest, rows, size=size, note=note))
+    figures.append(to_svg(title, _draw_forest, rows, positives, size=size, note=note))
     if 'before' in facts:
         note = 'Each bin holds as many images; on the line, probabilities are rates.'
-        figures.append(to_svg('Reliability, before and after', _draw_reliability, facts, note=note))
-    return [*figures, to_svg('Predictions', _draw_histogram, target, pred)]
+        args = (facts, positives)
+        figures.append(to_svg('Reliability, before and after', _draw_reliability, *args, note=note))
+    return [*figures, to_svg('Predictions', _draw_histogram, target, pred, positives)]
 
 
 def curves_with_bands(
@@ -116,10 +119,10 @@ def _draw_curve(
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel=labels[0], ylabel=labels[1])
 
 
-def _draw_forest(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
+def _draw_forest(axes: Axes, rows: dict[str, dict[str, Any]], positives: str) -> None:
     places, lowest = -np.arange(len(rows)), 0.95
     for y, row in zip(places, rows.values(), strict=True):
-        counts = f'{row["images"]} images, {row["melanomas"]} melanomas'
+        counts = f'{row["images"]} images, {row["melanomas"]} {positives}'
         axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
         if 'auc' in row:
             value, low, high = row['auc']
@@ -133,7 +136,7 @@ def _draw_forest(axes: Axes, rows: dict[str, dict[str, Any]]) -> None:
         axes.axvline(rows['all']['auc'][0], **LINE)
 
 
-def _draw_reliability(axes: Axes, facts: dict[str, Any]) -> None:
+def _draw_reliability(axes: Axes, facts: dict[str, Any], positives: str) -> None:
     root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)  # gives small probabilities room
     axes.set_xscale('function', functions=root)
     axes.set_yscale('function', functions=root)
@@ -147,12 +150,12 @@ def _draw_reliability(axes: Axes, facts: dict[str, Any]) -> None:
     axes.set_yticks(ticks, ticks)
     axes.tick_params(axis='x', labelsize=9)
     axes.set(xlim=(0, 1), xlabel='predicted probability')
-    axes.set(ylim=(0, 1), ylabel='observed rate of melanomas')
+    axes.set(ylim=(0, 1), ylabel=f'observed rate of {positives}')
     axes.legend(frameon=False)
 
 
-def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray) -> None:
-    for value, name, colour in ((0, 'benign', BLUE), (1, 'melanoma', RED)):
+def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray, positives: str) -> None:
+    for value, name, colour in ((0, 'benign', BLUE), (1, positives, RED)):
         of_class = pred[target == value]
         if len(of_class):
             weights = np.full(len(of_class), 1 / len(of_class))
@@ -182,7 +185,7 @@ def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that we trained."""
     paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
     histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}
-    note = 'A line a fold; on its melanomas and a sample of its benign images.'
+    note = 'A line a fold; on its images of target 1 and a sample of the others.'
     return [
         to_svg(f'Held-out {name} by epoch', _draw_histories, histories, column, note=note)
         for name, column in (('AUC', 'auc'), ('loss', 'valid_loss'))

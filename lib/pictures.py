@@ -64,7 +64,7 @@ def draw_batch(
         axes = figure.add_subplot(lines, min(len(shown), 8), i + 1)
         axes.imshow(image)
         axes.axis('off')
-        axes.set_title('melanoma' if y[i] else 'benign', fontsize=9)
+        axes.set_title('malignant' if y[i] else 'benign', fontsize=9)
     _save(figure, path)
 
 

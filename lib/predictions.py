@@ -10,7 +10,7 @@ import pandas as pd
 from lib import files, splits
 from lib.cli import Stop
 from lib.runs import Run
-from lib.tables import OOF_COLUMNS, read_csv
+from lib.tables import OOF_COLUMNS, Competition, read_csv
 
 
 def read_oof(path: Path) -> pd.DataFrame:
@@ -190,3 +190,9 @@ def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> 
             (folder / name).unlink(missing_ok=True)
         else:
             files.write_csv(folder / name, rows.filter([*OOF_COLUMNS, 'pred', 'prob']))
+
+
+def write_submission(path: Path, test: pd.DataFrame, competition: Competition) -> None:
+    """Write `test` (image_name, pred) to `path` in the columns that the competition asks for."""
+    columns = {competition.id_column: test.image_name, 'target': test.pred}
+    files.write_csv(path, pd.DataFrame(columns))

@@ -10,7 +10,7 @@ from scipy.optimize import brentq
 from lib.cli import Stop
 from lib.runs import Run
 from lib.summary import MIN_CLASS
-from lib.tables import COMPETITION
+from lib.tables import competition_of
 
 
 def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
@@ -19,11 +19,15 @@ def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
     They are the competition's own, as the test images are; all, where it has fewer than 20
     melanomas or benign images.
     """
-    own = (oof.source == COMPETITION).to_numpy()
+    competition = competition_of(oof)
+    own = (oof.source == competition.source).to_numpy()
     melanomas = int(oof.target[own].sum())
     if oof.source.nunique() > 1 and min(melanomas, own.sum() - melanomas) >= MIN_CLASS:
-        return own, f'the {own.sum()} images of {COMPETITION}, {melanomas} melanomas'
-    return np.full(len(oof), True), f'all {len(oof)} images, {int(oof.target.sum())} melanomas'
+        counts = f'the {own.sum()} images of {competition.source}, {melanomas}'
+    else:
+        own = np.full(len(oof), True)
+        counts = f'all {len(oof)} images, {int(oof.target.sum())}'
+    return own, f'{counts} {competition.positives}'
 
 
 def melanoma_rate(oof: pd.DataFrame) -> float:
@@ -31,10 +35,13 @@ def melanoma_rate(oof: pd.DataFrame) -> float:
 
     Raises: Stop where it is 0 or 1, which no probability can be moved to.
     """
-    own = oof.target[oof.source == COMPETITION]
+    competition = competition_of(oof)
+    own = oof.target[oof.source == competition.source]
     rate = float((own if len(own) else oof.target).mean())
     if not 0 < rate < 1:
-        raise Stop(f'the rate of melanomas is {rate:.0f}; say another with --prior, as .018')
+        raise Stop(
+            f'the rate of {competition.positives} is {rate:.0f}; say another with --prior, as .018'
+        )
     return rate
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 from lib import calibration, comparison, figures, files, images, prior, score, shortcuts, summary
 from lib.runs import BLEND
-from lib.tables import read_folds
+from lib.tables import COMPETITION, COMPETITIONS, competition_of, read_folds
 
 N_IMAGES = 8  # in each sheet
-SHEETS = (  # title, target, whether the threshold calls it a melanoma
-    ('Melanomas with the highest predictions (true positives)', 1, True),
-    ('Melanomas with the lowest predictions (false negatives)', 1, False),
+SHEETS = (  # title, target, whether the threshold calls it positive
+    ('{} with the highest predictions (true positives)', 1, True),
+    ('{} with the lowest predictions (false negatives)', 1, False),
     ('Benign images with the lowest predictions (true negatives)', 0, False),
     ('Benign images with the highest predictions (false positives)', 0, True),
 )
@@ -46,7 +46,9 @@ def write(home: Path, with_images: bool = True) -> str:
     page['heat'] = heat
     page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
     page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
-    page |= {'measures': score.MEASURES, 'few': summary.FEW, 'few_note': summary.FEW_NOTE}
+    competition = COMPETITIONS[scores.get('summary', {}).get('competition', COMPETITION)]
+    page |= {'measures': score.MEASURES, 'competition': competition, 'few': summary.FEW}
+    page['few_note'] = summary.few_note(competition.positives)
     loader = FileSystemLoader(Path(__file__).parent)
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     environment = Environment(loader=loader, autoescape=True, **style)
@@ -108,7 +110,8 @@ def _sheets(oof: pd.DataFrame, folds: Path, heat: dict[str, dict]) -> list[dict[
             encoded = [_encode(image) for image in shown]
             cells.append({'name': name, 'pred': row.pred, 'run': run, 'images': encoded})
         if cells:
-            sheets.append({'title': title, 'cells': cells})
+            positives = competition_of(oof).positives.capitalize()
+            sheets.append({'title': title.format(positives), 'cells': cells})
     return sheets
 
 

@@ -42,10 +42,11 @@ def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
 
     Raises: Stop where a class has fewer groups than there are folds.
     """
-    for target, name in ((1, 'melanoma'), (0, 'benign')):
+    for target in (1, 0):
         n = table.group[table.target == target].nunique()
         if n < n_folds:
-            raise Stop(f'{n_folds} folds need as many {name} groups; there are {n}: --n_folds {n}')
+            wanted = f'{n_folds} folds need as many groups of target {target}'
+            raise Stop(f'{wanted}; there are {n}: --n_folds {n}')
     fold = np.empty(len(table), dtype=int)
     strata = table.source.astype('str') + table.target.astype(int).astype('str')
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
@@ -76,7 +77,7 @@ def check_classes(target: pd.Series, fold: pd.Series) -> None:
     """Check that a model of any fold trains on both classes. Raises: Stop where one does not."""
     for k in sorted(fold.unique()):
         if target[fold != k].nunique() < 2:
-            raise Stop(f'without fold {int(k)} there are not both melanomas and benign images left')
+            raise Stop(f'without fold {int(k)} there are not both targets, 0 and 1, left')
 
 
 def report_leaks(

@@ -9,13 +9,10 @@ import pandas as pd
 from lib import files, locks, score
 from lib.runs import Run
 from lib.score import MEASURES, Estimate
+from lib.tables import COMPETITIONS, competition_of
 
 MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
 FEW = 50
-FEW_NOTE = (
-    f'below {FEW} melanomas the intervals of measures other than the AUC are approximate: they are '
-    'often too narrow'
-)
 MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
@@ -44,11 +41,13 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
 def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     """What the predictions `pred` in `oof` (target, group, source, fold) are worth.
 
-    Returns: `pooled`, `resampling_unit`, `ranked` (pooled after ranking within each fold),
-    `folds`, `fold_mean` and `fold_sd` of the folds' AUCs, `sources`, `source_alone` (the AUC of a
-    source's rate of melanomas as the score: what telling the archives apart is worth).
+    Returns: `pooled`, `resampling_unit`, `competition` (a key of COMPETITIONS), `ranked` (pooled
+    after ranking within each fold), `folds`, `fold_mean` and `fold_sd` of the folds' AUCs,
+    `sources`, `source_alone` (the AUC of a source's rate of melanomas as the score: what telling
+    the archives apart is worth).
     """
     summary = {'pooled': score.measure(oof, pred), 'resampling_unit': resampling_unit(oof)}
+    summary['competition'] = competition_of(oof).source
     ranked = oof.assign(**{pred: score.rank_within_folds(oof[pred], oof.fold)})
     summary['ranked'] = {'auc': score.measure(ranked, pred).get('auc', Estimate(None))}
     # a seed for each fold: with the same draws in all of them their mean would vary too much
@@ -99,16 +98,18 @@ def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
     n, melanomas = len(rows), int(rows.target.sum())
     if min(melanomas, n - melanomas) >= MIN_CLASS:
         return score.measure(rows, pred)
-    note = f'fewer than {MIN_CLASS} melanomas or benign images'
+    note = f'fewer than {MIN_CLASS} of a class'
     return {'images': n, 'melanomas': melanomas, 'note': note}
 
 
 def tabulate(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
     """Text: a figure a row, a column for each of `summaries` by its name, and what was counted."""
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
-    for count in ('images', 'melanomas'):
-        counted = _counted(next(iter(summaries.values()))).items()
-        table[count] = pd.Series({label: str(rows[count]) for label, rows in counted})
+    summary = next(iter(summaries.values()))
+    positives = COMPETITIONS[summary['competition']].positives
+    for count, word in (('images', 'images'), ('melanomas', positives)):
+        counted = _counted(summary).items()
+        table[word] = pd.Series({label: str(rows[count]) for label, rows in counted})
     return table.fillna('')
 
 
@@ -123,13 +124,24 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
     lines, summary = [format_table(tabulate(summaries))], next(iter(summaries.values()))
     counted = _counted(summary).items()
     lines += [f'{label.strip()}: {rows["note"]}' for label, rows in counted if 'note' in rows]
-    return '\n'.join(lines + [FEW_NOTE] * (summary['pooled']['melanomas'] < FEW))
+    positives = COMPETITIONS[summary['competition']].positives
+    return '\n'.join(lines + [few_note(positives)] * (summary['pooled']['melanomas'] < FEW))
+
+
+def few_note(positives: str) -> str:
+    """What to know of intervals where there are few `positives`: a sentence."""
+    return (
+        f'below {FEW} {positives} the intervals of measures other than the AUC are approximate: '
+        'they are often too narrow'
+    )
 
 
 def _column(summary: dict[str, Any]) -> dict[str, str]:
     """The printed figures of one summary, by the labels of their rows."""
     pooled, nothing = dict(summary['pooled']), Estimate(None)
-    column = {'AUC, pooled': pooled.pop('auc', nothing)}
+    first = COMPETITIONS[summary['competition']].measure
+    column = {MEASURES[first]: pooled.pop(first)} if first != 'auc' and first in pooled else {}
+    column['AUC, pooled'] = pooled.pop('auc', nothing)
     column['  ranked in each fold'] = summary['ranked']['auc']
     if 'fold_mean' in summary:
         n = sum('auc' in figures for figures in summary['folds'].values())

@@ -3,11 +3,12 @@
 import hashlib
 import io
 import json
+import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -21,7 +22,29 @@ COLUMNS = [
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 PLACES = ['path', 'width', 'height']  # where images lie and their native sizes decide no result
-COMPETITION = 'competition'  # the source of the competition's own images
+COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
+
+
+class Competition(NamedTuple):
+    """What a competition calls things; one that is not known is taken for the first of them."""
+
+    source: str  # of its own images
+    positives: str  # the word for images with a target of 1
+    id_column: str  # of its submission
+    measure: str  # of score.MEASURES, what it is scored by
+    diagnoses: Sequence[str]  # what else is a target of 1, of images that it did not label itself
+
+
+COMPETITIONS = {
+    c.source: c
+    for c in (
+        Competition(COMPETITION, 'melanomas', 'image_name', 'auc', ()),
+        Competition(
+            ISIC2024, 'malignant lesions', 'isic_id', 'pauc_80',
+            ('melanoma', 'basal cell carcinoma', 'squamous cell carcinoma'),
+        ),
+    )
+}  # fmt: skip
 
 # The archives abbreviate diagnoses; a diagnosis that is not listed keeps its name
 DIAGNOSES = {
@@ -39,13 +62,27 @@ SITES = {
 }  # fmt: skip
 
 
-def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False) -> pd.DataFrame:
-    """The rows of a CSV file as text, empty cells as NaN.
+def competition_of(*tables: pd.DataFrame | None) -> Competition:
+    """The competition whose own images are among the rows of `tables` (source)."""
+    sources = {source for table in tables if table is not None for source in table.source.unique()}
+    return next(
+        (c for c in COMPETITIONS.values() if c.source in sources), COMPETITIONS[COMPETITION]
+    )
+
+
+def read_csv(
+    path: Path, columns: Sequence[str] = (), may_be_empty: bool = False, only: bool = False
+) -> pd.DataFrame:
+    """The rows of a CSV file as text, empty cells as NaN; `only` its `columns`, or all.
+
+    A column isic_id, as today's archive calls it, is image_name here.
 
     Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
     separated by anything but commas, or without one of `columns`.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
+    names = {'isic_id': 'image_name'}
+    wanted = (lambda c: names.get(c, c) in columns) if only else None
     try:
         with warnings.catch_warnings():
             # by default pandas would shift every column where a row is longer than the header
@@ -54,7 +91,7 @@ def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False
             for separator, name in (('\t', 'tabs'), (';', 'semicolons')):
                 if len(header) == 1 and separator in header.iloc[0]:
                     raise Stop(f'{path} is separated by {name}; save it as CSV, with commas')
-            table = pd.read_csv(path, index_col=False, **options)
+            table = pd.read_csv(path, index_col=False, usecols=wanted, **options)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserWarning) as e:
@@ -62,6 +99,8 @@ def read_csv(path: Path, columns: Iterable[str] = (), may_be_empty: bool = False
         raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
+    if 'image_name' not in table:
+        table = table.rename(columns=names)
     if missing := [c for c in columns if c not in table.columns]:
         there = ', '.join(c if c.isprintable() else repr(c) for c in table)
         raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
@@ -89,7 +128,8 @@ def read_folds(path: Path) -> pd.DataFrame:
     lacks = table.path.isna() | (labelled & table.group.isna())
     _refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
     _refuse(table[table.path.str.contains(r'[\x00-\x1f]')], '{file}: {path!r} is no path', path)
-    table['path'] = [str(path.parent / p) for p in table.path]
+    folder = '' if path.parent == Path() else path.parent
+    table['path'] = [os.path.join(folder, p) for p in table.path]
     return table
 
 
@@ -166,17 +206,22 @@ def differ_in_places(one: str, two: str) -> bool:
     return False
 
 
+def check_names(table: pd.DataFrame, column: str = 'image_name') -> None:
+    """Check that the names in `column`, of text, can be parts of paths. Raises: Stop."""
+    is_name = table[column].str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
+    expected = 'a name without slashes, backslashes and colons that does not end in a dot'
+    _refuse(table[~is_name], f'{{{column}!r}} is no {column}; expected {expected}')
+
+
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the types of folds.csv and the competition's words for what it describes.
 
     `target`, ages in years and sizes in pixels become float, NaN on test rows and where an age or a
     size cannot be true. Raises: Stop where a name, a label or a split is none.
     """
-    for column in ('image_name', 'source'):  # both become parts of paths
+    for column in ('image_name', 'source'):
         table[column] = table[column].astype('str').fillna('')
-        is_name = table[column].str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
-        expected = 'a name without slashes, backslashes and colons that does not end in a dot'
-        _refuse(table[~is_name], f'{{{column}!r}} is no {column}; expected {expected}')
+        check_names(table, column)
     again = table.duplicated(['source', 'image_name'])
     _refuse(table[again], '{image_name} stands twice in {source}')
     other = ~table.split.isin(['train', 'test'])

@@ -159,7 +159,7 @@ FLAGS = [
     ('--demo has a place', 'folds.py', '--demo', '--home', 'x'),
     ('must be below', 'folds.py', '--seed', 4294967296),
     ('2 or more', 'folds.py', '--n_folds', 1),
-    ('melanoma groups', 'folds.py', '--data', 'DEMO', '--home', 'x', '--n_folds', 50),
+    ('groups of target 1', 'folds.py', '--data', 'DEMO', '--home', 'x', '--n_folds', 50),
     ('python folds.py', 'train.py', '--home', 'nowhere'),
     ('did you mean --size', *QUICKLY, '--sise', 64),
     ('64 or more', *QUICKLY, '--size', 0),

@@ -168,7 +168,7 @@ def test_a_threshold_reaches_the_sensitivity_that_is_asked_for():
     assert row['sensitivity'] >= 0.95
     assert row['true_positives'] + row['false_negatives'] == pytest.approx(18)
     assert row['false_positives'] == pytest.approx(fpr[np.argmax(tpr >= 0.95)] * 982)
-    with pytest.raises(Stop, match='no melanoma'):
+    with pytest.raises(Stop, match='no target of 1'):
         calibration.threshold(np.zeros(3), np.ones(3), 0.9)
 
 

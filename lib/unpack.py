@@ -1,0 +1,50 @@
+"""The images of ISIC 2024's HDF5 files, each of them a JPEG, unpacked once to files."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm import tqdm
+
+from lib.cli import Stop
+from lib.files import atomic
+from lib.locks import held
+
+
+def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
+    """Write the images `names` of the HDF5 file `path` to `folder`, as NAME.jpg.
+
+    Those that are there already are kept; a second process waits. Raises: Stop where the file
+    cannot be read, lacks one of `names`, or has anything but a JPEG there.
+    """
+    with held(folder / '.lock'):
+        there = {file.name for file in folder.iterdir()}
+        missing = [name for name in names if f'{name}.jpg' not in there]
+        if not missing:
+            return
+        try:
+            import h5py  # optional: nothing else needs it
+        except ImportError:
+            raise Stop(f'{path} is read by h5py, which is missing: pip install h5py') from None
+        print(f'{len(missing)} images to unpack from {path} to {folder}, once', flush=True)
+        try:
+            file = h5py.File(path)
+        except OSError as e:
+            raise Stop(f'{path} cannot be read as HDF5 ({e}); fetch it again') from None
+
+        def write(name: str) -> None:
+            try:
+                data = bytes(file[name][()])
+            except Exception as e:  # h5py raises anything on a broken file
+                raise Stop(f'{name} cannot be read from {path} ({e}); fetch it again') from None
+            if not data.startswith(b'\xff\xd8\xff'):
+                raise Stop(f'{name} in {path} is no JPEG; fetch the file again')
+            with atomic(folder / f'{name}.jpg') as temporary:
+                temporary.write_bytes(data)
+
+        pool = ThreadPoolExecutor(8)  # the wait is for the disk
+        try:
+            list(tqdm(pool.map(write, missing), total=len(missing), unit=' images', disable=None))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            file.close()
