@@ -1,7 +1,7 @@
 """Train one architecture, fold after fold. The same command goes on where it stopped.
+The README's small run: 12 minutes of one CPU core a fold, AUC .879 [.865, .892] without TTA.
 
 python train.py --size 512 --cutout           # efficientnet_b5, five folds
-python train.py --arch resnet18 --size 224    # a quick baseline
 python train.py --lr_find                     # the range test on the first fold; trains nothing
 """
 

@@ -15,13 +15,15 @@ from lib.demo import PREFIX
 from lib.parts import Part, join, n_tta, of_run, pool
 from lib.prior import run_odds
 from lib.runs import WEIGHTS, Run, ready
-from lib.tables import COMPETITION, fingerprint, read_labelled
+from lib.tables import COMPETITION, ISIC2024, fingerprint, read_labelled
 
 TAG = 'melanoma-classification-export'  # in a card's metadata: the folder may be replaced
 EXPORTED = r'README\.md|fold\d+/(model\.safetensors|config\.json)'
 NON_COMMERCIAL = 'cc-by-nc-4.0'
 SOURCES = {  # what a source is called, its licence in the hub's words, and where it comes from
     COMPETITION: ('SIIM-ISIC 2020', NON_COMMERCIAL, 'https://doi.org/10.34970/2020-ds01'),
+    ISIC2024: ('ISIC 2024', NON_COMMERCIAL, 'https://doi.org/10.34970/2024-slice-3d'),
+    'isic2020': ('SIIM-ISIC 2020', NON_COMMERCIAL, 'https://doi.org/10.34970/2020-ds01'),
     'isic2019': ('ISIC 2019', NON_COMMERCIAL, 'https://challenge.isic-archive.com/data/#2019'),
     'isic2017': ('ISIC 2017', 'cc0-1.0', 'https://challenge.isic-archive.com/data/#2017'),
     'ham10000': ('HAM10000', NON_COMMERCIAL, 'https://doi.org/10.7910/DVN/DBW86T'),
