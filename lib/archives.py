@@ -204,7 +204,7 @@ def read_all(
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:
-    """Two columns of image names, the known pairs; None where DATA does not have the file."""
+    """The known pairs of duplicates, two columns of names; None where the file is missing."""
     name, columns = 'ISIC_2020_Training_Duplicates.csv', ['image_name_1', 'image_name_2']
     paths = [folder / name for folder in (data, data / 'external' / 'isic2020')]
     path = next((path for path in paths if path.exists()), None)
@@ -212,7 +212,7 @@ def read_duplicates(data: Path) -> pd.DataFrame | None:
 
 
 def _add_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.DataFrame:
-    """`rows` with `path`: the file in `folders` that bears the row's name. Raises: Stop."""
+    """`rows` with `path`: the file in `folders` that has the row's name. Raises: Stop."""
     paths = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
     rows = rows.assign(path=rows.image_name.map({p.stem: p.as_posix() for p in paths}))
     if missing := list(map(str, rows.image_name[rows.path.isna()])):

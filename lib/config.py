@@ -1,4 +1,4 @@
-"""What a training is asked for: train.py's flags, checked, named, and as config.json keeps them."""
+"""The flags of train.py: checked, turned into a run's name, and saved in config.json."""
 
 import platform
 import re
@@ -16,7 +16,7 @@ PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad',
 
 
 def check(flags: dict[str, Any]) -> None:
-    """Raises: Stop where a flag of train.py is out of range, or two contradict each other."""
+    """Check the flags of train.py. Raises: Stop where one is wrong or two contradict each other."""
     cli.within(64, size=flags['size'])
     cli.within(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
     cli.within(2, batch_size=flags['batch_size'])  # one image has no batch statistics
@@ -92,7 +92,7 @@ def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
 
 
 def environment(device: str) -> dict[str, Any]:
-    """What a result may depend on beside the flags: device, versions, and the code's commit."""
+    """Device, versions and the code's commit, on which a result may depend beside the flags."""
     packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
     versions = {package: version(package) for package in packages}
     about = {'device': device, 'processes': ranks.WORLD, 'python': platform.python_version()}

@@ -166,7 +166,7 @@ def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray, positives:
 
 
 def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
-    """A heat map of the runs' rank correlations, (k, k)."""
+    """A matrix plot of the runs' rank correlations, (k, k)."""
     k = len(names)
 
     def draw(axes: Axes) -> None:
@@ -182,7 +182,7 @@ def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
 
 
 def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
-    """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that we trained."""
+    """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that train.py made."""
     paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
     histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}
     note = 'A line a fold; on its images of target 1 and a sample of the others.'

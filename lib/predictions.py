@@ -1,4 +1,4 @@
-"""Predictions in files, ours or anybody's: read, checked, and put side by side."""
+"""Files of predictions, from our runs or from others: read, checked, and put side by side."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,11 +14,11 @@ from lib.tables import OOF_COLUMNS, Competition, read_csv
 
 
 def read_oof(path: Path) -> pd.DataFrame:
-    """A run's out-of-fold predictions, anybody's: image_name, target (0/1) and pred (a number), in
-    any order; also fold, source, group if they are there.
+    """A run's out-of-fold predictions, from whoever made them.
 
-    Returns: a row an image, by image_name; what is not known is NaN. Raises: Stop that names the
-    file and the first image that is wrong.
+    The file has image_name, target (0/1) and pred (a number), in any order of rows, and may have
+    fold, source, patient_id and group. Returns: a row an image, indexed by image_name; what is not
+    known is NaN. Raises: Stop that names the file and the first image that is wrong.
     """
     table = _read(path, ['image_name', 'target', 'pred'])
     columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
@@ -38,7 +38,7 @@ def read_test(path: Path) -> pd.Series:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The table in `path` as text, but `pred` as float; a submission calls it target."""
+    """The table in `path` as text, but `pred`, the target of a submission, as float."""
     table = read_csv(path, columns)
     if 'pred' not in table:
         table = table.rename(columns={'target': 'pred'})
@@ -48,12 +48,12 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise Stop(f'{path} has a row without image_name')
     _check_each(path, table, ~table.image_name.duplicated(), 'it holds {} more than once')
     table['pred'] = _to_numbers(table.pred)
-    _check_each(path, table, np.isfinite(table.pred), 'the prediction for {} is no number')
+    _check_each(path, table, np.isfinite(table.pred), 'the prediction for {} is not a number')
     return table
 
 
 def _to_numbers(column: pd.Series) -> pd.Series:
-    """The text of a column as float, to the last bit; NaN where it is no number."""
+    """The text of a column as float, to the last bit; NaN where it is not a number."""
     return pd.to_numeric(column, errors='coerce').astype(float)
 
 
@@ -82,10 +82,11 @@ class OofTable:
 def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | None:
     """The out-of-fold predictions of `runs`; None where one has no oof.csv.
 
-    `labelled`: the labelled rows of folds.csv, whose group, source and fold are then taken.
-    Without it they are those of the first run that knows them, and the patient or the image
-    stands in for the group. Folds that nobody names, or that split a group, are assigned anew. A
-    run that was trained here must hold just these rows; others' may hold fewer or more images.
+    `labelled`: the labelled rows of folds.csv, from which group, source and fold are then taken.
+    Without it they come from the first run that has them, and where no run has a group, it is the
+    patient or the image. Folds are assigned anew where no run has them, or where they split a
+    group. A run that was trained here must hold exactly these rows; the predictions of others may
+    hold fewer or more images.
 
     Raises: Stop where the runs share no image, or differ on a target.
     """
@@ -128,7 +129,7 @@ def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
         rows['fold'] = splits.assign(rows, n, 0) if n > 1 else 0
         print(
             f'the folds are not known, or a patient is in two of them: {n} new folds, assigned by '
-            'group, serve to fit and to score'
+            'group, are used to fit and to score'
         )
     return rows.astype({'fold': int})
 

@@ -1,4 +1,4 @@
-"""The rate of melanomas that probabilities are for, and the odds that a model was trained at."""
+"""The rate of melanomas that probabilities refer to, and the odds that a model was trained at."""
 
 from collections.abc import Sequence
 from typing import Any

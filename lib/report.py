@@ -1,4 +1,4 @@
-"""One page that shows what a blend knows, from saved files only."""
+"""The report: one HTML page about a blend, made from saved files only."""
 
 import base64
 import io
@@ -59,14 +59,13 @@ def write(home: Path, with_images: bool = True) -> str:
 
 
 def _read_configs(run: Path) -> dict[str, str]:
-    """What a run says of itself: its flags, its predictions, its first fold's machine."""
+    """The files in which a run says how it was trained and predicted, as text by name."""
     names = ('config.json', BLEND, 'infer.json', 'fold0/tta_oof.json', 'fold0/run.json')
     return {name: (run / name).read_text() for name in names if (run / name).exists()}
 
 
 def _read_heat(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """What infer.py --heat says of each run that has heat maps, and `paths`, the picture of each
-    image by name."""
+    """The heat.json of each run that has heat maps, and `paths`, the picture of each image."""
     heat = {}
     for name, run in runs.items():
         if (run / 'heat' / 'heat.json').exists():
@@ -78,7 +77,7 @@ def _read_heat(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
 
 
 def _sheets(oof: pd.DataFrame, folds: Path, heat: dict[str, dict]) -> list[dict[str, Any]]:
-    """The surest right and wrong images of both classes, by the threshold at a sensitivity of 95 %,
+    """The most certain right and wrong images, by the threshold at a sensitivity of 95 %,
     each with the map of the first run that has one, as `_read_heat` returns them.
 
     Empty where the images are not here.

@@ -25,7 +25,7 @@ MEASURES = {
 
 
 class Estimate(NamedTuple):
-    """A figure and its 95 % interval; None where there is none."""
+    """A figure and its 95 % interval; None where it cannot be computed."""
 
     value: float | None
     low: float | None = None
@@ -36,7 +36,7 @@ class Estimate(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """An AUC less another one, its 95 % interval, and the p value of no difference."""
+    """The difference of two AUCs, its 95 % interval, and the p value of no difference."""
 
     value: float | None
     low: float | None = None
@@ -179,8 +179,9 @@ def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimat
 
 
 def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0) -> dict[str, Any]:
-    """Of `oof` (target, group, and the column `pred`) `images`, `melanomas`, `groups`, an Estimate
-    a measure, and a `note` where a figure cannot be had. Raises: Stop where a score is NaN."""
+    """The measures of the column `pred` in `oof` (target, group), an Estimate each, by name; the
+    counts `images`, `melanomas` and `groups`; and a `note` where a figure cannot be computed.
+    Raises: Stop where a score is NaN."""
     return measure_with_draws(oof, pred, seed)[0]
 
 
@@ -190,7 +191,7 @@ def measure_with_draws(
     """What `measure` returns, and the AUC of each draw, (N_DRAWS,), NaN where there is none."""
     target, scores = oof.target.to_numpy(), oof[pred].to_numpy(dtype=float)
     if n_wrong := int((~np.isfinite(scores)).sum()):
-        raise Stop(f'{n_wrong} of {len(scores)} scores in {pred} are no number')
+        raise Stop(f'{n_wrong} of {len(scores)} scores in {pred} are not numbers')
     n_groups = int(oof.group.nunique())
     figures = {'images': len(oof), 'melanomas': int(target.sum()), 'groups': n_groups}
     if len(np.unique(target)) < 2:

@@ -1,4 +1,4 @@
-"""What is said of out-of-fold predictions: pooled, by fold, by source, by subgroup; in print."""
+"""Scores of out-of-fold predictions: pooled, by fold, by source, by subgroup, and printed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +19,7 @@ AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
 
 
 def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
-    """Print what the `columns` of `oof`, `pred_plain` and `pred`, are worth; write scores.json."""
+    """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json."""
     print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
     scores = {column: summarize(oof, column) for column in columns}
     print(format_summaries(scores))
@@ -39,7 +39,7 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
 
 
 def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
-    """What the predictions `pred` in `oof` (target, group, source, fold) are worth.
+    """The scores of the predictions `pred` in `oof` (target, group, source, fold).
 
     Returns: `pooled`, `resampling_unit`, `competition` (a key of COMPETITIONS), `ranked` (pooled
     after ranking within each fold), `folds`, `fold_mean` and `fold_sd` of the folds' AUCs,
@@ -71,7 +71,7 @@ def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
 
 
 def resampling_unit(oof: pd.DataFrame) -> str:
-    """What the intervals of `oof` (group) resample, and how many there are, in words."""
+    """The units that the intervals of `oof` (group) resample, and their number, in words."""
     n = oof.group.nunique()
     if n == len(oof) > 1:
         return f'{n:,} images (no patient with several is known; else the interval is too narrow)'
@@ -79,7 +79,7 @@ def resampling_unit(oof: pd.DataFrame) -> str:
 
 
 def measure_subgroups(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
-    """`score.measure` of each sex, age band, site and source; of a small one the counts alone."""
+    """`score.measure` of each sex, age band, site and source; of a small one only the counts."""
     kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'source'])
     kinds = kinds.set_axis(['sex', 'age', 'site', 'source'], axis=1)
     kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
@@ -103,7 +103,7 @@ def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
 
 
 def tabulate(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """Text: a figure a row, a column for each of `summaries` by its name, and what was counted."""
+    """A table of text: a row a figure, a column for each of `summaries`, and the counts."""
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
     summary = next(iter(summaries.values()))
     positives = COMPETITIONS[summary['competition']].positives
@@ -120,7 +120,7 @@ def _counted(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
-    """What `tabulate` returns, as printed, and below it why a figure is missing."""
+    """The table of `tabulate` as printed, and below it the reasons for missing figures."""
     lines, summary = [format_table(tabulate(summaries))], next(iter(summaries.values()))
     counted = _counted(summary).items()
     lines += [f'{label.strip()}: {rows["note"]}' for label, rows in counted if 'note' in rows]
@@ -129,7 +129,7 @@ def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
 
 
 def few_note(positives: str) -> str:
-    """What to know of intervals where there are few `positives`: a sentence."""
+    """A sentence on intervals where there are few `positives`."""
     return (
         f'below {FEW} {positives} the intervals of measures other than the AUC are approximate: '
         'they are often too narrow'
@@ -158,14 +158,14 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
 
 
 def shorten(name: str, most: int = 28) -> str:
-    """A run's name on one line and no longer than `most` characters: its start and its end."""
+    """A run's name on one line, cut in the middle to `most` characters."""
     name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
     half = (most - 1) // 2
     return name if len(name) <= most else f'{name[:half]}…{name[-half:]}'
 
 
 def format_table(table: pd.DataFrame) -> str:
-    """A table of text as printed: its rows' names on the left, a cell without a value empty."""
+    """A table as printed text, with the names of its rows; a missing value is an empty cell."""
     with pd.option_context('display.unicode.east_asian_width', True):
         lines = table.fillna('').to_string().split('\n')
     return '\n'.join(line.rstrip() for line in lines)

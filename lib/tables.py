@@ -1,4 +1,4 @@
-"""folds.csv, the table that train.py, infer.py and blend.py read, and the checks of any table."""
+"""folds.csv, the table that all later scripts read, and the checks of any table."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own im
 
 
 class Competition(NamedTuple):
-    """What a competition calls things; one that is not known is taken for the first of them."""
+    """A competition's own words and its measure; the first of COMPETITIONS is the default."""
 
     source: str  # of its own images
     positives: str  # the word for images with a target of 1
@@ -134,7 +134,7 @@ def read_folds(path: Path) -> pd.DataFrame:
 
 
 def _refuse(rows: pd.DataFrame, sentence: str, file: Path | None = None) -> None:
-    """Raises: Stop where there are `rows`: the sentence, with the cells of the first of them."""
+    """Raises: Stop where there are `rows`, with the sentence and the cells of the first of them."""
     if len(rows):
         raise Stop(sentence.format(file=file, **rows.iloc[0]))
 
@@ -153,7 +153,7 @@ def read_labelled(path: Path) -> pd.DataFrame:
 
 
 def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
-    """All of folds.csv, its labelled rows, and its test rows; None thrice without the file."""
+    """All of folds.csv, its labelled rows, and its test rows; each None without the file."""
     if not path.exists():
         return None, None, None
     table = read_folds(path)
@@ -178,12 +178,12 @@ def hash_rows(table: pd.DataFrame) -> str:
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """What tells one folds.csv from another: `hash_rows`, and the whole file's, for older runs."""
+    """Hashes that tell one folds.csv from another: of its rows, and of the file for older runs."""
     return {'folds_sha256': sha256(path), 'table_sha256': hash_rows(read_folds(path))}
 
 
 def is_same(saved: dict[str, Any], now: dict[str, str]) -> bool:
-    """Whether what was noted of a folds.csv fits the fingerprint of today's."""
+    """Whether the `saved` hashes of a folds.csv fit the fingerprint of the present one."""
     key = 'table_sha256' if 'table_sha256' in saved else 'folds_sha256'
     return saved.get(key) == now[key]
 

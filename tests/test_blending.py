@@ -48,9 +48,9 @@ def test_shuffled_rows_come_in_the_order_of_folds_csv(tmp_path, labelled):
         ({'target': [0, 1, 0, 0]}, 'another target .* d;'),
         ({'target': [0, 1, 0, 2]}, 'target of d is not 0 or 1'),
         ({'fold': [0, 0, 1, -1]}, 'fold of d'),
-        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is no number'),
-        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is no number'),
-        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is no number'),
+        ({'pred': [0.1, np.nan, 0, 1]}, 'for b is not a number'),
+        ({'pred': [0.1, np.inf, 0, 1]}, 'for b is not a number'),
+        ({'pred': ['0.1', 'high', '0', '1']}, 'for b is not a number'),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_name(changes, says, tmp_path, labelled):
