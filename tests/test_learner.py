@@ -6,6 +6,7 @@ import os
 import pickle
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -148,6 +149,20 @@ def test_a_run_depends_on_its_seed_and_not_on_its_workers(noise):
         learn.fit_one_cycle(2, 1e-3, cbs=[downsample, SeedEpoch(seed, fold=0)])
         finals.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
     assert torch.equal(finals[0], finals[1]) and not torch.equal(finals[0], finals[2])
+
+
+def test_each_epoch_and_each_fold_draws_its_own():
+    def draw(seed, fold, epoch):
+        loader = SimpleNamespace(rng=None)
+        callback = SeedEpoch(seed, fold)
+        callback.learn = SimpleNamespace(epoch=epoch, dls=SimpleNamespace(train=loader))
+        callback.before_epoch()
+        return torch.rand(1).item(), np.random.rand(), loader.rng.random()
+
+    draws = [draw(*each) for each in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert draw(0, 0, 0) == draws[0]
+    for of_generator in zip(*draws, strict=True):
+        assert len(set(of_generator)) == 4
 
 
 def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too(noise):
