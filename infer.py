@@ -28,17 +28,13 @@ def main(
     heat: int = 0,  # draw where the models look, in so many images of highest and lowest pred
     compile: bool = False,  # torch.compile the models first; worth it for thousands of images
 ) -> None:
-    """Write HOME/runs/NAME/oof.csv and test.csv for every run, from its config and weights.
-
-    What is made already with these flags and weights is skipped. Start it in two terminals, and
-    they share out the work.
-    """
+    """Write HOME/runs/NAME/oof.csv and test.csv for every run; what is made already is skipped."""
     cli.within(0, n_tta=n_tta, seed=seed, heat=heat)
     cli.within(1, batch_size=batch_size)
     cli.within(0.0001, 0.9999, prior=prior)
     cli.within(0, 256, workers=workers)
-    if (images is None) != (out is None) or (images and export):
-        raise cli.Stop('--images DIR and --out FILE.csv go together, and without --export')
+    if (images is None) != (out is None) or (export and (images or heat)):
+        raise cli.Stop('--images and --out go together; --export takes no --images, no --heat')
     home, runs = Path(home), lib.runs.trained(Path(home), only)
     lib.heat.check(runs if heat else [])
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
@@ -72,9 +68,11 @@ def predict(part, settings, *, precision: str, workers: int | None, compile: boo
         lib.speed.compile(net.model)
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')
     learn = lib.tta.predictor(dls, net, seed_batch, settings.n_tta, f'fold {part.k}')
-    n = settings.n_tta  # beta would mix the mean of the passes with the plain one
-    preds = learn.tta(n=n, beta=None)[0] if n else [learn.get_preds()[0]] * 2
-    return [lib.tta.checked(pred, str(part)) for pred in preds]
+    if settings.n_tta:
+        (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None does not mix the two
+    else:
+        pred = plain = learn.get_preds()[0]
+    return lib.tta.checked(pred, str(part)), lib.tta.checked(plain, str(part))
 
 
 def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
@@ -84,7 +82,7 @@ def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
             return print(lib.parts.missing_note(parts))
         pooled = lib.parts.pool(parts)
         oof = lib.parts.join(table, pooled['oof'])
-        rate = lib.prior.melanoma_rate(oof) if prior is None else prior
+        rate = lib.prior.melanoma_rate(oof, prior)
         odds = lib.prior.run_odds(run, oof.target)
         for kind, rows in pooled.items():
             prob = lib.prior.to_prior(rows.pred.to_numpy(dtype=float), rate, odds)
@@ -100,7 +98,7 @@ def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
     runs = lib.runs.with_folds(runs)
     oof, weights = runs[0].read_oof(runs[0].trained_folds), [1 / len(runs)] * len(runs)
-    rate = lib.prior.melanoma_rate(oof) if prior is None else prior
+    rate = lib.prior.melanoma_rate(oof, prior)
     odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)['odds']
     table, preds = lib.images.table_of(folder), []
     for run in runs:

@@ -172,7 +172,7 @@ def _calibrate(
         )
     own, population = evaluation_rows(oof)
     odds, calibrate, prior = (blend[key] for key in ('odds', 'calibrate', 'prior'))
-    prior = melanoma_rate(oof) if prior is None else prior
+    prior = melanoma_rate(oof, prior)
     weight = class_weights(target[own], prior)  # ones, where these rows have that rate
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'

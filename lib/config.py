@@ -32,11 +32,11 @@ def check(flags: dict[str, Any]) -> None:
     if flags['lr_find'] and ranks.WORLD > 1:
         raise Stop('--lr_find runs in one process; start it without a launcher')
     cli.one_of((None, 'tensorboard', 'wandb'), log=flags['log'])
-    try:
-        version(flags['log'] or 'fastai')
-    except PackageNotFoundError:
-        log = flags['log']
-        raise Stop(f'--log {log} needs a package that is not here: pip install {log}') from None
+    if log := flags['log']:
+        try:
+            version(log)  # a folder named wandb, as wandb makes, could be imported too
+        except PackageNotFoundError:
+            raise Stop(f'--log {log} needs a package that is not here: pip install {log}') from None
     if flags['name'] is not None:
         folder(Path(flags['home']), flags['name'])
 

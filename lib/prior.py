@@ -30,11 +30,14 @@ def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
     return own, f'{counts} {competition.positives}'
 
 
-def melanoma_rate(oof: pd.DataFrame) -> float:
-    """The rate of melanomas in the competition's own source, or in all rows without it.
+def melanoma_rate(oof: pd.DataFrame, prior: float | None = None) -> float:
+    """`prior` if it is given, else the rate of melanomas in the competition's own source, or in all
+    rows without it.
 
     Raises: Stop where it is 0 or 1, which no probability can be moved to.
     """
+    if prior is not None:
+        return prior
     competition = competition_of(oof)
     own = oof.target[oof.source == competition.source]
     rate = float((own if len(own) else oof.target).mean())

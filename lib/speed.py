@@ -61,15 +61,15 @@ def _checked(precision: str, known: list[str], best: str, device: torch.device) 
 
 
 def ready_memory(device: torch.device) -> None:
-    """Beside a GPU, free the memory of an earlier model; on the CPU, make glibc keep freed memory.
+    """Free the memory of an earlier model; on the CPU, make glibc keep it for the next one.
 
     A Learner and its callbacks refer to each other, so the weights, gradients and moments of a fold
     (half a GB for B5) stay until Python collects such cycles. On the CPU, glibc returns large
     tensors to the system after each use, and the page faults of getting them back take a third of a
     training step; so up to 2 GB are kept for the next one.
     """
+    gc.collect()
     if device.type != 'cpu':
-        gc.collect()
         torch.cuda.empty_cache()
     elif sys.platform == 'linux':
         mallopt = getattr(ctypes.CDLL(None), 'mallopt', lambda *option: None)

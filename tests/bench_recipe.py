@@ -14,7 +14,7 @@ fastai's own script, the blends and late fusion, in about three hours. The other
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,8 +76,14 @@ def main(
     only: str | None = None,  # names of rows, with commas between, instead of all in their order
 ) -> None:
     """Train, predict and measure each row that bench_recipe.csv has not, then print its table."""
-    home, names = Path(home), [*ROWS, 'fastai', 'tta', 'blends', 'metadata']
-    wanted = names if only is None else [cli.one_of(names, only=n) or n for n in only.split(',')]
+    others: dict[str, Callable] = {
+        'fastai': finish_fastai, 'tta': finish_tta, 'blends': finish_blends,
+        'metadata': finish_metadata,
+    }  # fmt: skip
+    home, names = Path(home), [*ROWS, *others]
+    wanted = names if only is None else only.split(',')
+    for name in wanted:
+        cli.one_of(names, only=name)
     if not (home / 'folds.csv').exists():
         call('folds.py', '--data', data or 'data', '--home', home)
     table = lib.tables.read_labelled(home / 'folds.csv')
@@ -85,11 +91,7 @@ def main(
         if name in ROWS:
             finish_run(home, name, table, weights)
         else:
-            do: dict[str, Callable] = {
-                'fastai': finish_fastai, 'tta': finish_tta, 'blends': finish_blends,
-                'metadata': finish_metadata,
-            }  # fmt: skip
-            do[name](home, table, weights)
+            others[name](home, table, weights)
     figures = pd.read_csv(FIGURES)
     print(format_figures(figures))
     if 'tta 30' in set(figures.row):
@@ -217,12 +219,10 @@ def finish_tta(home: Path, table: pd.DataFrame, weights: str) -> None:
             passes.append(result[0][:, 0].numpy())
             return result
 
-        lib_part = lib.parts.Part(
-            run, part.k, 'oof', part.rows.assign(cached=part.rows.image_name.map(cached))
-        )
+        part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
         print(f'{part}, {settings.n_tta} + 1 passes', flush=True)
         with mock.patch.object(Learner, 'get_preds', record):
-            infer.predict(lib_part, settings, precision='fp32', workers=None, compile=False)
+            infer.predict(part, settings, precision='fp32', workers=None, compile=False)
         columns = {f'pass{i}': pred for i, pred in enumerate(passes)}  # the plain pass comes last
         lib.files.write_csv(paths[part.k], part.rows[['image_name']].assign(**columns))
     if not all(path.exists() for path in paths.values()):

@@ -176,4 +176,5 @@ def test_an_export_is_replaced_and_nothing_else_is(home, out, copy, ok, refusal)
     assert 'is not of an earlier export' in refusal(*command)
     assert (twin / 'README.md').read_text() == 'mine'
     assert 'is not of an earlier export' in refusal(*command[:-1], copy / 'runs')
-    assert 'without --export' in refusal(*command, '--images', home, '--out', copy / 'x.csv')
+    for flags in (['--images', home, '--out', copy / 'x.csv'], ['--heat', 2]):
+        assert '--export takes no --images, no --heat' in refusal(*command, *flags)
