@@ -89,6 +89,8 @@ def measure(target: pd.Series, maps: np.ndarray, by_random: np.ndarray) -> dict:
         f'{" and ".join(texts.format(name=name, **each) for name, each in central.items())}; '
         f'{chance:.4f} of the cells lie there. Where lesions are centred, this proves little'
     )
+    if not chance:  # as of 2 x 2 cells
+        words = 'the maps have too few cells to say how often they are highest in the middle'
     return {'central': central, 'central_cells': chance, 'measured': words}
 
 
