@@ -87,8 +87,8 @@ def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[flo
 
     most, slack = 0.2 * p, 1e-9  # most: the melanomas that may be missed
     last = np.searchsorted(fn, most)
-    x, y = np.r_[0, fn[: last + 1]], np.r_[0, tn[: last + 1]]
-    x, y = np.r_[x[:-1], most], np.r_[y[:-1], np.interp(most, x[-2:], y[-2:])]
+    x, y = (np.concatenate([[0.0], counts[: last + 1]]) for counts in (fn, tn))
+    x[-1], y[-1] = most, np.interp(most, x[-2:], y[-2:])
     partial = np.sum(np.diff(x) * (y[1:] + y[:-1]) / 2) / (p * n)
 
     sensitivities = [1 - fn[np.searchsorted(tn, s * n - slack)] / p for s in (0.8, 0.9, 0.95)]
