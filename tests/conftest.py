@@ -39,6 +39,7 @@ def script():
     """`script('train.py', '--size', 64, cwd=...)`: the finished command, its output as text.
 
     It runs in this process: the seconds that a new one needs to import torch are most of a test.
+    Intervals come from 200 draws instead of 1,000; test_score.py holds the whole number.
     """
 
     def run(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -51,6 +52,7 @@ def script():
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 mock.patch.object(sys, 'argv', command),
+                mock.patch('lib.score.N_DRAWS', 200),
             ):
                 try:
                     runpy.run_path(command[0], run_name='__main__')
