@@ -23,21 +23,21 @@ def main(
     images: bool = True,  # images of patients in the report; --noimages for one that is passed on
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
-    cli.one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
-    cli.one_of(('platt', None), calibrate=calibrate)
-    cli.within(0.0001, 0.9999, prior=prior)
+    cli.check_one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
+    cli.check_one_of(('platt', None), calibrate=calibrate)
+    cli.check_within(0.0001, 0.9999, prior=prior)
     if mix is not None and (only is not None or how != 'mean'):
         raise cli.Stop('--mix names its runs and their weights itself; leave --only and --how out')
     home = Path(home)
-    kept = lib.runs.Run(lib.runs.folder(home, name)) if name is not None else None
+    keep_as = lib.runs.Run(lib.runs.folder(home, name)) if name is not None else None
     by_hand = lib.blending.parse_mix(mix) if mix is not None else None
-    runs = lib.runs.predicted(home, ','.join(by_hand) if by_hand else only)
+    runs = lib.runs.find_predicted(home, ','.join(by_hand) if by_hand else only)
     names = [run.name for run in runs]
-    blend = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
-    if kept:
-        lib.provenance.check_free(kept, blend)
+    record = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
+    if keep_as:
+        lib.provenance.check_free(keep_as, record)
     table, labelled, test = lib.tables.read_split(home / 'folds.csv')  # None where it is not there
-    blend |= lib.provenance.check(runs, table, home / 'folds.csv')
+    record |= lib.provenance.check_runs(runs, table, home / 'folds.csv')
 
     # The runs stand side by side, matched by image name: oofs.preds and tests are (images, runs).
     oofs = lib.predictions.read_oofs(runs, labelled)
@@ -45,11 +45,11 @@ def main(
     lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
         raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
-    blend['predictions_sha256'] = lib.provenance.hash_predictions(runs)
+    record['predictions_sha256'] = lib.provenance.hash_predictions(runs)
 
     # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
     weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
-    oof, scores = None, {'blend': blend}
+    oof, scores = None, {'blend': record}
     if oofs is not None:
         # A fold is blended by weights that were fitted without it, so that its score is honest.
         weights, fold_weights = lib.blending.fit(how, oofs, weights)
@@ -59,9 +59,9 @@ def main(
         scaled = lib.blending.to_scale(how, tests.to_numpy())
         pred = lib.blending.weigh(how, scaled, weights)
         tests = tests.index.to_frame(index=False).assign(pred=pred)
-    blend['weights'] = dict(zip(names, weights, strict=False))
+    record['weights'] = dict(zip(names, weights, strict=False))
     if how == 'stack':
-        blend['intercept'] = weights[-1]
+        record['intercept'] = weights[-1]
 
     if oof is None:
         so = '' if prior is None else '; --prior has no effect'
@@ -69,12 +69,12 @@ def main(
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
-        blend |= lib.prior.blend_odds(how, runs, weights, trained_on, oof.target)
-        without = lib.blending.leave_folds_out(how, oofs)
-        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, blend, without)
+        record |= lib.prior.blend_odds(how, runs, weights, trained_on, oof.target)
+        refit = lib.blending.leave_folds_out(how, oofs)  # blends without a fold; None for a mean
+        oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, record, refit)
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
-        save(home, kept, table, oof, tests, scores)
+        save(home, keep_as, table, oof, tests, scores)
         print(lib.report.write(home, images))
 
 
@@ -91,29 +91,29 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     print(lib.summary.format_summaries({'blend': summary}))
     if how in lib.blending.FITTED:
         scaled = lib.blending.to_scale(how, oofs.preds, oofs.folds)
-        scores['naive'] = lib.score.auc(oof.target, lib.blending.weigh(how, scaled, weights))
-        print(f'weights fitted and scored on the same images: {scores["naive"]:.4f}, optimistic')
+        scores['in_sample'] = lib.score.auc(oof.target, lib.blending.weigh(how, scaled, weights))
+        print(f'fitted and scored on the same images: {scores["in_sample"]:.4f}, optimistic')
     scores['floor'] = lib.shortcuts.measure(oof)
     print(lib.shortcuts.describe(scores['floor']))
     return scores
 
 
-def save(home: Path, kept, table, oof, tests, scores: dict) -> None:
-    """Write the submission, what the report is made from, and the run that is kept."""
-    if kept:
-        lib.provenance.keep(kept, scores['blend'])  # before its predictions: it says what they are
-    for folder in (home / 'report', *([kept.folder] if kept else [])):
+def save(home: Path, keep_as, table, oof, tests, scores: dict) -> None:
+    """Write the submission, what the report is made from, and the run that keeps the blend."""
+    if keep_as:
+        lib.provenance.keep(keep_as, scores['blend'])  # before the predictions that it explains
+    for folder in (home / 'report', *([keep_as.folder] if keep_as else [])):
         lib.predictions.write(folder, oof, tests)
     lib.files.write_json(home / 'report' / 'scores.json', scores)
-    path, blend = home / 'submission.csv', scores['blend']
+    path, record = home / 'submission.csv', scores['blend']
     if tests is None:
         was = '; the submission.csv of an earlier blend is deleted' if path.exists() else ''
         path.unlink(missing_ok=True)
         print(f'there are no test images, so there is nothing to submit{was}')
     else:
         lib.predictions.write_submission(path, tests, lib.tables.competition_of(table, oof))
-        way = 'mix' if blend['mix'] else blend['how']
-        print(f'{path}: {len(tests)} rows, the {way} of {len(blend["runs"])} runs')
+        way = 'mix' if record['mix'] else record['how']
+        print(f'{path}: {len(tests)} rows, the {way} of {len(record["runs"])} runs')
 
 
 if __name__ == '__main__':

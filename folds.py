@@ -30,8 +30,8 @@ def main(
         path, duplicates = Path(check), lib.archives.read_duplicates(Path(data))
         table = lib.tables.read_csv(path, [fold_column])
         return lib.splits.report_leaks(path, table, fold_column, duplicates)
-    cli.within(2, n_folds=n_folds)
-    cli.within(0, seed=seed)
+    cli.check_within(2, n_folds=n_folds)
+    cli.check_within(0, seed=seed)
     if seed >= 2**32:
         raise cli.Stop(f'--seed must be below {2**32}, not {seed}')
     if demo:
@@ -57,8 +57,8 @@ def main(
 
     table['group'] = lib.splits.join_groups(table, duplicates)
     labelled = table.split == 'train'
-    table.loc[labelled, 'fold'] = lib.splits.assign(table[labelled], n_folds, seed)
-    lib.splits.check(table.group[labelled], table.fold[labelled])
+    table.loc[labelled, 'fold'] = lib.splits.assign_folds(table[labelled], n_folds, seed)
+    lib.splits.check_groups(table.group[labelled], table.fold[labelled])
 
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
     names = {*map(os.path.dirname, table.path)}

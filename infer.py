@@ -21,7 +21,7 @@ def main(
     seed: int = 0,  # of the augmentation's draws
     prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
     images: str | None = None,  # predict this folder of images, or this one image, instead
-    out: str | None = None,  # the CSV for --images: image_name, pred, prob
+    out: str | None = None,  # the CSV to write for --images: image_name, pred, prob
     export: str | None = None,  # write each predicted run to this folder, for timm, with its card
     workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
@@ -29,26 +29,26 @@ def main(
     compile: bool = False,  # torch.compile the models first; worth it for thousands of images
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run; what is made already is skipped."""
-    cli.within(0, n_tta=n_tta, seed=seed, heat=heat)
-    cli.within(1, batch_size=batch_size)
-    cli.within(0.0001, 0.9999, prior=prior)
-    cli.within(0, 256, workers=workers)
+    cli.check_within(0, n_tta=n_tta, seed=seed, heat=heat)
+    cli.check_within(1, batch_size=batch_size)
+    cli.check_within(0.0001, 0.9999, prior=prior)
+    cli.check_within(0, 256, workers=workers)
     if (images is None) != (out is None) or (export and (images or heat)):
         raise cli.Stop('--images and --out go together; --export takes no --images, no --heat')
-    home, runs = Path(home), lib.runs.trained(Path(home), only)
-    lib.heat.check(runs if heat else [])
+    home, runs = Path(home), lib.runs.find_begun(Path(home), only)
+    lib.heat.check_runs(runs if heat else [])
     settings = lib.parts.Settings(n_tta, seed, batch_size, precision)
     if export is not None:
         return lib.export.write(home, runs, Path(export), prior)
-    precision = lib.speed.inference_precision(precision, lib.devices.device())
+    precision = lib.speed.inference_precision(precision, lib.devices.choose_device())
     options = {'precision': precision, 'workers': workers, 'compile': compile}
     if images is not None:
         return predict_images(runs, Path(images), Path(out), prior, heat, settings, options)
 
     table = lib.tables.read_folds(home / 'folds.csv')
     folds = sorted(table.fold.dropna().astype(int).unique().tolist())  # a test image has none
-    for run in lib.runs.ready(runs, folds, lib.tables.fingerprint(home / 'folds.csv')):
-        parts = lib.parts.of_run(run, table, folds)  # for each fold its own and the test images
+    for run in lib.runs.choose_finished(runs, folds, lib.tables.fingerprint(home / 'folds.csv')):
+        parts = lib.parts.list_parts(run, table, folds)  # for each fold its own and the test images
         for part in lib.parts.claim(parts, settings):  # each locked while it is predicted
             print(f'{part}, {n_tta} + 1 passes', flush=True)  # one is not augmented
             part.write(*predict(part, settings, **options), settings, precision)
@@ -60,28 +60,27 @@ def predict(part, settings, *, precision: str, workers: int | None, compile: boo
     config = part.run.config
     net = lib.model.load(config['arch'], config['size'], part.weights)
     net = lib.speed.fuse_batch_norms(net, config['size'])
-    tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
+    tfms = lib.augment.batch_tfms(config['mean'], config['std'], config['cutout'])
     batch_size = 1 if part.kind == 'images' else settings.batch_size  # as if it lay there alone
-    dls = lib.data.of_rows(part.rows, tfms, batch_size, workers)
-    net = lib.model.Probability(net, dls.valid.bs, precision, lib.speed.layout(dls.device))
-    if compile:
-        lib.speed.compile(net.model)
+    dls = lib.data.prediction_dls(part.rows, tfms, batch_size, workers)
     seed_batch = lib.tta.SeedBatch([settings.seed, *part.seeds], by_image=part.kind == 'images')
-    learn = lib.tta.predictor(dls, net, seed_batch, settings.n_tta, f'fold {part.k}')
+    learn = lib.tta.predictor(dls, net, precision, seed_batch, settings.n_tta, f'fold {part.k}')
+    if compile:
+        lib.speed.compile(learn.model.model)
     if settings.n_tta:
         (pred, plain), _ = learn.tta(n=settings.n_tta, beta=None)  # None does not mix the two
     else:
         pred = plain = learn.get_preds()[0]
-    return lib.tta.checked(pred, str(part)), lib.tta.checked(plain, str(part))
+    return lib.tta.check_finite(pred, str(part)), lib.tta.check_finite(plain, str(part))
 
 
 def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
     """Write oof.csv, and test.csv as the mean over folds, with `prob`; print scores, draw maps."""
     with lib.locks.held(run.lock):
         if not all(part.is_made(settings) for part in parts):
-            return print(lib.parts.missing_note(parts))
+            return print(lib.parts.describe_missing(parts))
         pooled = lib.parts.pool(parts)
-        oof = lib.parts.join(table, pooled['oof'])
+        oof = lib.parts.join_table(table, pooled['oof'])
         rate = lib.prior.melanoma_rate(oof, prior)
         odds = lib.prior.run_odds(run, oof.target)
         for kind, rows in pooled.items():
@@ -90,17 +89,17 @@ def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
     print(f'{run}: prob is for a rate of {rate:.4g}')
     lib.summary.report_run(run, oof, ['pred_plain', *(['pred'] if settings.n_tta else [])])
     if heat:
-        lib.heat.of_run(run, oof, heat)
+        lib.heat.draw_run(run, oof, heat)
 
 
 def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options: dict) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
-    runs = lib.runs.with_folds(runs)
+    runs = lib.runs.drop_untrained(runs)
     oof, weights = runs[0].read_oof(runs[0].trained_folds), [1 / len(runs)] * len(runs)
     rate = lib.prior.melanoma_rate(oof, prior)
     odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)['odds']
-    table, preds = lib.images.table_of(folder), []
+    table, preds = lib.images.list_images(folder), []
     for run in runs:
         with tempfile.TemporaryDirectory() as home:  # a cache for this once
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
@@ -111,7 +110,7 @@ def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options
     lib.files.write_csv(out, table[['image_name', 'pred', 'prob']])
     print(f'{out}: {len(table)} images. This is no diagnosis')
     if heat:
-        lib.heat.of_images(runs, table, out.with_name(f'{out.stem}_heat'), heat)
+        lib.heat.draw_images(runs, table, out.with_name(f'{out.stem}_heat'), heat)
 
 
 if __name__ == '__main__':

@@ -39,11 +39,11 @@ def main(
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
-    precision = lib.speed.training_precision(precision, lib.devices.device())
+    precision = lib.speed.training_precision(precision, lib.devices.choose_device())
     table = lib.tables.read_labelled(home / 'folds.csv')  # refused if a patient is in two folds
     folds = sorted(table.fold.unique().tolist())
     wanted = lib.config.choose_folds(fold, folds)
-    run, config = lib.config.of_flags(home, flags, defaults, lib.model.about(arch), wanted)
+    run, config = lib.config.make_run(home, flags, defaults, lib.model.describe_arch(arch), wanted)
     if lr_find or run.unfinished(wanted):
         lib.model.create(arch, size, pretrained, weights)  # fail now if there are no such weights
         skip_bad = skip_bad and not run.has_begun  # which images are left out is decided once
@@ -56,7 +56,7 @@ def main(
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
         train_fold(run, k, table, config, weights, workers, precision, log)
     if run.unfinished(folds):
-        return print(run.training_note(folds))
+        return print(run.describe_unfinished(folds))
     oof = run.read_oof(folds)[['image_name', 'pred_plain']]
     lib.summary.report_run(run, table.merge(oof, on='image_name'), ['pred_plain'])
     lib.follow.Follow(log, run).end()
@@ -66,10 +66,10 @@ def make_learner(k: int, table, config: dict, weights, workers, precision: str):
     """Fold k's Learner, and its callbacks: each epoch's benign images, and each epoch's seeds."""
     lib.callbacks.seed_all(config['seed'], k)  # the same start, whatever ran before
     net = lib.model.create(config['arch'], config['size'], config['pretrained'], weights)
-    tfms = lib.augment.recipe(config['mean'], config['std'], config['cutout'])
+    tfms = lib.augment.batch_tfms(config['mean'], config['std'], config['cutout'])
     options = {flag: config[flag] for flag in ('batch_size', 'neg_ratio', 'seed')}
-    dls, downsample = lib.data.of_fold(table, k, tfms, **options, workers=workers)
-    learn = lib.learner.learner(dls, net, config['wd'], precision, config['accumulate'])
+    dls, downsample = lib.data.training_dls(table, k, tfms, **options, workers=workers)
+    learn = lib.learner.create_learner(dls, net, config['wd'], precision, config['accumulate'])
     return learn, [downsample, lib.callbacks.SeedEpoch(config['seed'], k)]
 
 
@@ -78,14 +78,13 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     folder = run.fold(k)
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
     device, n = learn.dls.device, learn.dls.train.n
-    print(f'{folder}: {n} images an epoch, on {lib.devices.name(device)} in {precision}')
+    print(f'{folder}: {n} images an epoch, on {lib.devices.describe(device)} in {precision}')
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
     resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # saves epochs, and goes on
     follow = lib.follow.Follow(log, run, k, history)
     cbs += [lib.callbacks.StopOnNaN(k), history, follow, resume]
-
     div = config['lr_max'] / config['lr_min']
     with lib.learner.distributed(learn):  # in all processes of a launcher, if there is one
         learn.fit_one_cycle(config['epochs'], config['lr_max'], div=div, div_final=div, cbs=cbs)
@@ -94,14 +93,15 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
 
     # Score the last epoch. Choosing the best epoch on this fold would overstate its AUC.
     held_out = table[table.fold == k]
-    tfms = lib.augment.recipe(config['mean'], config['std'])
-    dls = lib.data.of_rows(held_out, tfms, 4 * config['batch_size'], workers)
-    scored_in = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
+    tfms = lib.augment.batch_tfms(config['mean'], config['std'])
+    dls = lib.data.prediction_dls(held_out, tfms, 4 * config['batch_size'], workers)
+    half = lib.speed.inference_precision('auto', device)
+    used = {'precision': precision, 'scoring_precision': 'fp32' if precision == 'fp32' else half}
     net = lib.speed.fuse_batch_norms(learn.model, config['size'])
-    net = lib.model.Probability(net, dls.valid.bs, scored_in, lib.speed.layout(device))
-    pred = lib.tta.checked(lib.tta.predictor(dls, net, label='score').get_preds()[0], str(folder))
-    about = {'precision': precision, 'scored_in': scored_in, 'seconds': history.seconds}
-    run.finish(k, held_out, pred, lib.config.environment(lib.devices.name(device)) | about)
+    predictor = lib.tta.predictor(dls, net, used['scoring_precision'], label='score')
+    pred = lib.tta.check_finite(predictor.get_preds()[0], str(folder))
+    about = lib.config.describe_environment(lib.devices.describe(device))
+    run.finish(k, held_out, pred, about | used | {'seconds': history.seconds})
     follow.end()
 
 
@@ -111,7 +111,7 @@ def find_rates(path: Path, k: int, table, config: dict, weights, workers, precis
     n = 100 * config['accumulate']
     learn.add_cbs(cbs).lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
-    lr_min, lr_max = lib.learner.suggest(lrs, losses)
+    lr_min, lr_max = lib.learner.suggest_rates(lrs, losses)
     lib.pictures.draw_range_test(path, lrs, losses, lr_min, lr_max)
     print(f'suggested: --lr_min {lr_min:.1e} (roughly) --lr_max {lr_max:.1e}; see {path}')
 

@@ -32,7 +32,7 @@ class ChannelsLast(Transform):
         return x.contiguous(memory_format=torch.channels_last)
 
 
-def recipe(
+def batch_tfms(
     mean: tuple[float, ...], std: tuple[float, ...], cutout: bool = False
 ) -> list[Transform]:
     """The batch transforms of training, TTA and plain passes, from uint8 to what the model reads.

@@ -245,4 +245,4 @@ class Resume(Callback):
 
     def _keep(self, done: int) -> None:
         self.done = done
-        cli.keep(f'{done} of {self.n_epoch} epochs of {self.path.parent}, and what was finished')
+        cli.note_kept(f'{done} of {self.n_epoch} epochs of {self.path.parent}, and finished work')

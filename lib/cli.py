@@ -34,7 +34,7 @@ HINTS = {  # what to do about an error of the system
 }
 
 
-def within(low: float, high: float = math.inf, **flags: float | None) -> None:
+def check_within(low: float, high: float = math.inf, **flags: float | None) -> None:
     """Check `flags` that are not None. Raises: Stop that names one not from `low` to `high`."""
     for name, value in flags.items():
         if value is not None and not (low <= value <= high and value < math.inf):
@@ -42,7 +42,7 @@ def within(low: float, high: float = math.inf, **flags: float | None) -> None:
             raise Stop(f'--{name} must be {span}, not {value}')
 
 
-def one_of(choices: Sequence[str | None], **flags: str | None) -> None:
+def check_one_of(choices: Sequence[str | None], **flags: str | None) -> None:
     """Check `flags`. Raises: Stop that names one whose value is not among `choices`."""
     for name, value in flags.items():
         if value not in choices:
@@ -94,7 +94,7 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     SIGTERM as a scheduler sends it, end in one line that says what is kept, with status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
-    keep('what is finished')
+    note_kept('what is finished')
     sys.stdout = Output(sys.stdout)
     # fastai and kornia cause this warning of torch, and a user cannot do anything about it
     warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
@@ -132,7 +132,7 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
 KEPT = ['']  # what an interrupt leaves, in words
 
 
-def keep(what: str) -> None:
+def note_kept(what: str) -> None:
     """Say `what` an interrupt leaves, for the line in which the program then ends."""
     KEPT[0] = what
 

@@ -17,11 +17,11 @@ PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad',
 
 def check(flags: dict[str, Any]) -> None:
     """Check the flags of train.py. Raises: Stop where one is wrong or two contradict each other."""
-    cli.within(64, size=flags['size'])
-    cli.within(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
-    cli.within(2, batch_size=flags['batch_size'])  # one image has no batch statistics
-    cli.within(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
-    cli.within(0, 256, workers=flags['workers'])
+    cli.check_within(64, size=flags['size'])
+    cli.check_within(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
+    cli.check_within(2, batch_size=flags['batch_size'])  # one image has no batch statistics
+    cli.check_within(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
+    cli.check_within(0, 256, workers=flags['workers'])
     low, high = flags['lr_min'], flags['lr_max']
     if not 0 < low <= high < 10:
         raise Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
@@ -31,7 +31,7 @@ def check(flags: dict[str, Any]) -> None:
         raise Stop('--weights and --nopretrained contradict each other; leave one out')
     if flags['lr_find'] and ranks.WORLD > 1:
         raise Stop('--lr_find runs in one process; start it without a launcher')
-    cli.one_of((None, 'tensorboard', 'wandb'), log=flags['log'])
+    cli.check_one_of((None, 'tensorboard', 'wandb'), log=flags['log'])
     if log := flags['log']:
         try:
             version(log)  # a folder named wandb, as wandb makes, could be imported too
@@ -48,7 +48,7 @@ def choose_folds(fold: int | None, folds: list[int]) -> list[int]:
     return folds if fold is None else [fold]
 
 
-def of_flags(
+def make_run(
     home: Path,
     flags: dict[str, Any],
     defaults: dict[str, Any],
@@ -57,28 +57,29 @@ def of_flags(
 ) -> tuple[Run, dict[str, Any]]:
     """The run that train.py's `flags` ask for, and the config.json that it should have.
 
-    `about`: what the architecture brings along, as model.about has it. `folds`: those to train.
+    `about`: what model.describe_arch returns. `folds`: those to train.
     Raises: Stop where the run has begun with other flags or by another recipe.
     """
-    config = deciding(flags)
+    config = select_deciding(flags)
     if flags['weights']:
         path = Path(flags['weights'])
         config |= {'weights': path.name}
         about = about | {'weights_sha256': files.sha256(path)}
-    name = flags['name'] or name_of(config, defaults)
-    typed = deciding(flags) | {'home': str(home), 'name': name, 'skip_bad': flags['skip_bad']}
+    name = flags['name'] or make_name(config, defaults)
+    typed = select_deciding(flags) | {'home': str(home), 'name': name}
+    typed['skip_bad'] = flags['skip_bad']
     config |= about | {'recipe': RECIPE} | tables.fingerprint(home / 'folds.csv')
     run = Run(folder(home, name))
     run.check(config, defaults, folds)
     return run, config | {'command': cli.command('train.py', typed, defaults)}
 
 
-def deciding(flags: dict[str, Any]) -> dict[str, Any]:
+def select_deciding(flags: dict[str, Any]) -> dict[str, Any]:
     """Those of train.py's `flags` that decide the result."""
     return {flag: value for flag, value in flags.items() if flag not in PLACES}
 
 
-def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
+def make_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     """A folder's name from the flags that differ from their defaults, else the architecture's.
 
     It is for people: nothing ever reads a flag out of it.
@@ -91,7 +92,7 @@ def name_of(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     return '_'.join(words).lstrip('.') or flags['arch']
 
 
-def environment(device: str) -> dict[str, Any]:
+def describe_environment(device: str) -> dict[str, Any]:
     """Device, versions and the code's commit, on which a result may depend beside the flags."""
     packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
     versions = {package: version(package) for package in packages}

@@ -18,12 +18,12 @@ from fastai.vision.all import (
 
 from lib import ranks
 from lib.cli import Stop
-from lib.devices import device
+from lib.devices import choose_device
 from lib.images import n_cores
-from lib.sampling import Downsample, monitored
+from lib.sampling import Downsample, choose_monitored
 
 
-def of_fold(
+def training_dls(
     table: pd.DataFrame,
     k: int,
     batch_tfms: list[Transform],
@@ -50,12 +50,12 @@ def of_fold(
     train, valid = np.flatnonzero(table.fold != k), np.flatnonzero(table.fold == k)
     train_dl = loader(paths[train], targets[train], batch_tfms, of_one, True, workers)
     downsample = Downsample(train_dl, targets[train], neg_ratio, seed, batch_size)
-    valid = valid[monitored(targets[valid], train_dl.n // 2, seed)]
+    valid = valid[choose_monitored(targets[valid], train_dl.n // 2, seed)]
     valid_dl = loader(paths[valid], targets[valid], batch_tfms, of_one, False, workers)
     return DataLoaders(train_dl, valid_dl), downsample
 
 
-def of_rows(
+def prediction_dls(
     rows: pd.DataFrame, batch_tfms: list[Transform], batch_size: int, workers: int | None = None
 ) -> DataLoaders:
     """DataLoaders of the images `rows.cached`, in their order; fastai's tta turns augmentation on.
@@ -86,7 +86,7 @@ def loader(
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
         of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 8)
-        workers = of_one if forks and device().type != 'cpu' else 0
+        workers = of_one if forks and choose_device().type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')
     paths = list(map(str, paths))
@@ -112,8 +112,8 @@ def loader(
         bs=batch_size,
         shuffle=train,
         num_workers=workers,
-        pin_memory=device().type == 'cuda',
-        device=device(),
+        pin_memory=choose_device().type == 'cuda',
+        device=choose_device(),
         after_item=ToTensor(),
         after_batch=batch_tfms,
     )

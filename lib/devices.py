@@ -12,7 +12,7 @@ from fastai.vision.all import default_device
 from lib.cli import Stop
 
 
-def device() -> torch.device:
+def choose_device() -> torch.device:
     """The first GPU, or under a launcher that of this process's local number; else the CPU.
 
     This also lets cuDNN time its algorithms. Raises: Stop where there is an NVIDIA card that this
@@ -55,7 +55,7 @@ def _why_unusable() -> str | None:
     return None
 
 
-def name(device: torch.device) -> str:
+def describe(device: torch.device) -> str:
     """A device's name for people: 'Tesla T4 (cuda:0)', 'cpu', 'mps:0'."""
     is_cuda = device.type == 'cuda'
     return f'{torch.cuda.get_device_name(device)} ({device})' if is_cuda else str(device)

@@ -12,9 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from lib import calibration, files, locks, model, shortcuts, summary
 from lib.cli import Stop
 from lib.demo import PREFIX
-from lib.parts import Part, join, n_tta, of_run, pool
+from lib.parts import Part, join_table, list_parts, pool, read_n_tta
 from lib.prior import run_odds
-from lib.runs import WEIGHTS, Run, ready
+from lib.runs import WEIGHTS, Run, choose_finished
 from lib.tables import COMPETITION, ISIC2024, fingerprint, read_labelled
 
 TAG = 'melanoma-classification-export'  # in a card's metadata: the folder may be replaced
@@ -39,15 +39,16 @@ def write(home: Path, runs: list[Run], out: Path, prior: float | None) -> None:
     """
     path, table = home / 'folds.csv', read_labelled(home / 'folds.csv')
     folds = sorted(table.fold.unique().tolist())
-    parts = {run: of_run(run, table, folds) for run in ready(runs, folds, fingerprint(path))}
+    runs = choose_finished(runs, folds, fingerprint(path))
+    parts = {run: list_parts(run, table, folds) for run in runs}
     for run, of in parts.items():  # before the first is written
-        n_tta(of)
+        read_n_tta(of)
         check_free(out / run.name)
     for run, of in parts.items():
         with locks.held(run.lock), files.atomic_folder(out / run.name) as folder:
             for part in of:
                 save_fold(part, folder / f'fold{part.k}')
-            text = write_card(run, of, join(table, pool(of)['oof']), prior)
+            text = write_card(run, of, join_table(table, pool(of)['oof']), prior)
             files.write_text(folder / 'README.md', text)
         print(f'{out / run.name}: {len(of)} models for timm, and README.md, their card. To upload:')
         print(shlex.join(['hf', 'upload', f'YOUR_NAME/{run.name}', str(out / run.name)]))
@@ -93,13 +94,14 @@ def choose_licence(sources: list[str]) -> str:
 def write_card(run: Run, parts: list[Part], oof: pd.DataFrame, prior: float | None) -> str:
     """The model card of a run, by lib/card.jinja, with the metadata of the Hugging Face hub.
 
-    `oof`: what parts.join returns. Calibration is of the plain pass: others have only that one.
+    `oof`: what parts.join_table returns. Calibration is of the plain pass, since others have
+    no other.
     """
     of_image = oof.source.mask(oof.image_name.str.startswith(PREFIX), 'demo')
     columns = {'images': ('target', 'size'), 'melanomas': ('target', 'sum')}
     counts = oof.groupby(of_image).agg(**columns, groups=('group', 'nunique')).to_dict('index')
     passes = {'plain pass': 'pred_plain'}
-    if n := n_tta(parts):
+    if n := read_n_tta(parts):
         passes[f'mean of {n} augmented passes'] = 'pred'
     scores = {label: summary.summarize(oof, column) for label, column in passes.items()}
     floor, plain = shortcuts.measure(oof), oof.assign(pred=oof.pred_plain)

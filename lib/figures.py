@@ -51,7 +51,7 @@ def to_svg(
     return {'title': title, 'svg': svg, 'note': note, 'points': str(round(72 * size[0]))}
 
 
-def of_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, str]]:
+def draw_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str, str]]:
     """ROC, precision and recall, AUC by subgroup, reliability, histogram, of one blend's `oof`."""
     target, pred = oof.target.to_numpy(), oof.pred.to_numpy()
     summary, facts, figures = scores['summary'], scores['probability'], []
@@ -165,7 +165,7 @@ def _draw_histogram(axes: Axes, target: np.ndarray, pred: np.ndarray, positives:
     axes.legend(frameon=False)
 
 
-def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
+def draw_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
     """A matrix plot of the runs' rank correlations, (k, k)."""
     k = len(names)
 
@@ -181,7 +181,7 @@ def of_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
     return to_svg('Rank correlation of the runs', draw, size=(side + 2, side))
 
 
-def of_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
+def draw_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
     """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that train.py made."""
     paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
     histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}

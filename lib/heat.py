@@ -15,7 +15,7 @@ from lib.runs import WEIGHTS, Run
 N_MEASURED = 300  # images of each class that are measured, at most; one a patient or lesion
 
 
-def check(runs: Sequence[Run]) -> None:
+def check_runs(runs: Sequence[Run]) -> None:
     """Raises: Stop where the features of one of `runs` are no maps, as a transformer's are not."""
     for run in runs:
         net = model.create(run.config['arch'], run.config['size']).eval()
@@ -50,8 +50,8 @@ def explain(
     They are the mean of the models of `folds`, or of as many with `random` weights.
     """
     arch, size, results = run.config['arch'], run.config['size'], []
-    tfms = augment.recipe(run.config['mean'], run.config['std'])
-    dl = data.of_rows(rows, tfms, batch_size=16, workers=0).valid
+    tfms = augment.batch_tfms(run.config['mean'], run.config['std'])
+    dl = data.prediction_dls(rows, tfms, batch_size=16, workers=0).valid
     for k in folds:
         torch.manual_seed(k)
         net = model.create(arch, size) if random else model.load(arch, size, run.fold(k) / WEIGHTS)
@@ -81,7 +81,8 @@ def measure(target: pd.Series, maps: np.ndarray, by_random: np.ndarray) -> dict:
     chance, central = is_central(np.eye(maps[0].size).reshape(-1, *maps[0].shape)).mean(), {}
     for value, name in ((1, 'melanomas'), (0, 'benign images')):
         nets, of = {'model': maps, 'random_weights': by_random}, (target == value).to_numpy()
-        central[name] = {net: score.share(is_central(of_net[of])) for net, of_net in nets.items()}
+        hits = {net: is_central(of_net[of]) for net, of_net in nets.items()}
+        central[name] = {net: score.estimate_share(hit) for net, hit in hits.items()}
         central[name]['images'] = int(of.sum())
     texts = '{model} of {images} {name} (with random weights in {random_weights})'
     words = (
@@ -94,7 +95,7 @@ def measure(target: pd.Series, maps: np.ndarray, by_random: np.ndarray) -> dict:
     return {'central': central, 'central_cells': chance, 'measured': words}
 
 
-def of_run(run: Run, oof: pd.DataFrame, n: int) -> None:
+def draw_run(run: Run, oof: pd.DataFrame, n: int) -> None:
     """Draw what `select` takes of the run's predictions `oof` to runs/NAME/heat/, and measure.
 
     A map is by the model of the image's fold, which has not seen the patient. heat.json is written
@@ -120,7 +121,7 @@ def of_run(run: Run, oof: pd.DataFrame, n: int) -> None:
         print(f'{path.parent}: {facts["pictures"]} images, {facts["legend"]}; {facts["measured"]}')
 
 
-def of_images(runs: Sequence[Run], table: pd.DataFrame, folder: Path, n: int) -> None:
+def draw_images(runs: Sequence[Run], table: pd.DataFrame, folder: Path, n: int) -> None:
     """Draw what `select` takes of `table` (image_name, path, source, pred) to FOLDER/RUN, by each
     run: the mean of the maps by the models of its folds."""
     rows = select(table, n)

@@ -83,7 +83,7 @@ def prepare(
     return rows[~is_bad].reset_index(drop=True), [*skipped, *rows.image_name[is_bad]]
 
 
-def table_of(folder: Path) -> pd.DataFrame:
+def list_images(folder: Path) -> pd.DataFrame:
     """A table of the images in and below `folder`, or of this one image: image_name, path, source.
 
     A name is the path relative to `folder`, with its suffix. Hidden files and folders are ignored;

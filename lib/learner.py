@@ -26,7 +26,7 @@ from lib.callbacks import Accumulate, CPUMixed
 from lib.cli import Stop
 
 
-def learner(
+def create_learner(
     dls: DataLoaders,
     model: nn.Module,
     wd: float = 0.0,
@@ -94,7 +94,7 @@ def read_range_test(recorder: Recorder, num_it: int) -> tuple[np.ndarray, np.nda
     return lrs[:n], losses[:n]
 
 
-def suggest(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
+def suggest_rates(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
     """The rates to start from and to peak at, from the rates and losses of a range test.
 
     The peak is a tenth of the rate at the lowest loss. The start is the rate at which the loss has

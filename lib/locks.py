@@ -102,7 +102,7 @@ def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[
         again = True
 
 
-def holder_note(path: Path) -> str:
+def describe_holder(path: Path) -> str:
     """A note like ' (process 12 on HOST is at it)', or '' where no process holds the lock."""
     if not path.exists() or not os.access(path, os.W_OK):
         return ''

@@ -18,7 +18,7 @@ from lib.files import atomic
 from lib.runs import WEIGHTS
 
 
-def about(arch: str) -> dict[str, Any]:
+def describe_arch(arch: str) -> dict[str, Any]:
     """What timm says of an architecture: the `tag` of its pretrained weights, and the `mean` and
     `std`, (3,) each, with which its input is normalized, pretrained or not.
 
@@ -47,7 +47,7 @@ def create(
     Raises: Stop where timm has no such architecture, or where the weights cannot be fetched or are
     of another architecture.
     """
-    about(arch)  # a config.json may come from a stranger or from another version of timm
+    describe_arch(arch)  # a config.json may come from a stranger or from another version of timm
     cfg = timm.get_pretrained_cfg(arch)
     options = {'img_size': size} if cfg.fixed_input_size else {}  # as transformers have
     fetch = pretrained and weights is None
@@ -65,7 +65,7 @@ def create(
         ) from e
     if weights is not None:
         _load_body(model, weights)
-    for head in heads(model):
+    for head in get_heads(model):
         head.reset_parameters()
     return model
 
@@ -117,7 +117,7 @@ def load(arch: str, size: int, path: Path) -> nn.Module:
     return model
 
 
-class Probability(nn.Module):
+class ProbabilityModel(nn.Module):
     """Turns a model's logits into probabilities: (B, 3, H, W) float32 to (B, 1).
 
     Weights and arithmetic are in `precision`: 'fp32', 'bf16' or 'fp16'. The last layer stays in
@@ -137,7 +137,7 @@ class Probability(nn.Module):
         dtypes = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
         self.batch_size, self.dtype, self.layout = batch_size, dtypes[precision], layout
         self.model = model.eval().to(dtype=self.dtype, memory_format=layout)
-        for head in heads(model):
+        for head in get_heads(model):
             head.float().register_forward_pre_hook(lambda layer, inputs: inputs[0].float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -149,7 +149,7 @@ class Probability(nn.Module):
         return logits.sigmoid().where(logits.isfinite(), torch.nan)
 
 
-def heads(model: nn.Module) -> tuple[nn.Module, ...]:
+def get_heads(model: nn.Module) -> tuple[nn.Module, ...]:
     """The last layers of a timm model: one, or several in distilled transformers."""
     layers = model.get_classifier()
     return layers if isinstance(layers, tuple) else (layers,)

@@ -126,7 +126,7 @@ class Part:
             files.write_csv(self.path, self.rows[columns].assign(pred=pred, pred_plain=plain))
 
 
-def of_run(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
+def list_parts(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
     """The parts of a run: of each fold the held-out images, and of each fold the test images.
 
     `table`: folds.csv. Images that the run leaves out are in no part.
@@ -175,20 +175,20 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
     return pooled
 
 
-def join(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
+def join_table(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
     """The rows of folds.csv (`table`) that `oof`, as `pool` returns it, predicts, with PREDS."""
     preds = oof[['image_name', *PREDS]].astype(dict.fromkeys(PREDS, float))
     return table.merge(preds, on='image_name').astype({'fold': int, 'target': int})
 
 
-def missing_note(parts: list[Part]) -> str:
+def describe_missing(parts: list[Part]) -> str:
     """A sentence that says that parts are missing, and which process makes them."""
-    notes = ''.join(dict.fromkeys(locks.holder_note(part.lock) for part in parts))
+    notes = ''.join(dict.fromkeys(locks.describe_holder(part.lock) for part in parts))
     whose = f'another process is making them{notes}; when it has ended, ' if notes else ''
     return f'{parts[0].run}: some predictions are missing; {whose}type this again'
 
 
-def n_tta(parts: list[Part]) -> int:
+def read_n_tta(parts: list[Part]) -> int:
     """The number of TTA passes in a run's predictions.
 
     Raises: Stop with the command to type where infer.py still has to make them.

@@ -123,10 +123,10 @@ def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` with a group, a source and a fold each; no group is in two folds."""
     rows['group'] = rows.group.fillna(rows.patient_id).fillna(rows.image_name)
     rows['source'] = rows.source.fillna('unknown')
-    if rows.fold.isna().any() or splits.leaks(rows.group, rows.fold):
+    if rows.fold.isna().any() or splits.find_leaks(rows.group, rows.fold):
         classes = rows.groupby('target').group.nunique()
         n = int(min(5, classes.min())) if len(classes) > 1 else 1
-        rows['fold'] = splits.assign(rows, n, 0) if n > 1 else 0
+        rows['fold'] = splits.assign_folds(rows, n, 0) if n > 1 else 0
         print(
             f'the folds are not known, or a patient is in two of them: {n} new folds, assigned by '
             'group, are used to fit and to score'

@@ -36,7 +36,7 @@ def keep(run: Run, blend: dict[str, Any]) -> None:
     files.write_json(run.folder / BLEND, blend)
 
 
-def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
+def check_runs(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[str, str]:
     """Check that the predictions of `runs` fit their weights and folds.csv; print what they are.
 
     A line says of how many TTA passes they are the mean, and a warning names a kept blend that is
@@ -50,8 +50,8 @@ def check(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> dict[s
             folds = sorted(table.fold.dropna().astype(int).unique().tolist())
             run.check_table(fingerprint)
             if run.unfinished(folds):
-                raise Stop(run.training_note(folds))
-            n_tta = parts.n_tta(parts.of_run(run, table, folds))
+                raise Stop(run.describe_unfinished(folds))
+            n_tta = parts.read_n_tta(parts.list_parts(run, table, folds))
             print(f'{run}: mean of {n_tta} TTA passes')
         if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):
             raise Stop(f'{run} was blended on another folds.csv; blend it anew as another --name')

@@ -36,12 +36,12 @@ def write(home: Path, with_images: bool = True) -> str:
     heat = _read_heat(runs)
     if 'summary' in scores:
         oof = pd.read_csv(path.with_name('oof.csv'), dtype={'image_name': str})
-        pictures = figures.of_predictions(oof, scores)
+        pictures = figures.draw_predictions(oof, scores)
         sheets = _sheets(oof, home / 'folds.csv', heat) if with_images else []
         rho = [run['correlations'] for run in scores['runs'].values()]
     if len(runs) > 1:
-        pictures.append(figures.of_correlations(list(runs), np.array(rho)))
-    pictures += figures.of_histories(runs)
+        pictures.append(figures.draw_correlations(list(runs), np.array(rho)))
+    pictures += figures.draw_histories(runs)
     page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
     page['heat'] = heat
     page['configs'] = {name: _read_configs(run) for name, run in runs.items()}

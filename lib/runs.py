@@ -179,9 +179,9 @@ class Run:
                 'are others; bring that file back, or name the other runs with --only'
             )
 
-    def training_note(self, folds: list[int]) -> str:
+    def describe_unfinished(self, folds: list[int]) -> str:
         """A sentence that names the unfinished folds, who trains them, and what trains the rest."""
-        notes = ((k, locks.holder_note(self.fold(k) / '.lock')) for k in self.unfinished(folds))
+        notes = ((k, locks.describe_holder(self.fold(k) / '.lock')) for k in self.unfinished(folds))
         missing = ', '.join(f'{k}{note}' for k, note in notes)
         saved, command = self.config['command'], 'python train.py with its flags'
         if saved.startswith('python train.py') and saved.isprintable():  # it may be a stranger's
@@ -198,7 +198,7 @@ def folder(home: Path, name: str) -> Path:
     return home / 'runs' / name
 
 
-def trained(home: Path, only: str | None = None) -> list[Run]:
+def find_begun(home: Path, only: str | None = None) -> list[Run]:
     """The runs under `home` that train.py has begun, in order of name, or those named in `only`.
 
     `only`: names with commas between. Raises: Stop where one of them, or any run, is missing.
@@ -206,14 +206,14 @@ def trained(home: Path, only: str | None = None) -> list[Run]:
     return _find(home, ['config.json'], only)
 
 
-def predicted(home: Path, only: str | None = None) -> list[Run]:
+def find_predicted(home: Path, only: str | None = None) -> list[Run]:
     """The runs to blend, as in `trained`, and the predictions of others, which are folders with an
     oof.csv or test.csv. Blends that are kept by --name take part where `only` names them.
     """
     return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
 
 
-def ready(runs: list[Run], folds: list[int], table: dict[str, str]) -> list[Run]:
+def choose_finished(runs: list[Run], folds: list[int], table: dict[str, str]) -> list[Run]:
     """Those of `runs` that are trained in all `folds`; says what the others miss.
 
     Raises: Stop where none is, or where one was trained on a folds.csv of another fingerprint.
@@ -221,13 +221,13 @@ def ready(runs: list[Run], folds: list[int], table: dict[str, str]) -> list[Run]
     for run in runs:
         run.check_table(table)
         if missing := run.unfinished(folds):
-            print(f'passed over {run.training_note(missing)}')
+            print(f'passed over {run.describe_unfinished(missing)}')
     if not (trained := [run for run in runs if not run.unfinished(folds)]):
         raise Stop('no run is trained in all folds; the commands above train what is missing')
     return trained
 
 
-def with_folds(runs: list[Run]) -> list[Run]:
+def drop_untrained(runs: list[Run]) -> list[Run]:
     """Those of `runs` that have a trained fold. Raises: Stop where none has."""
     if not (trained := [run for run in runs if run.trained_folds]):
         raise Stop('no run has a trained fold yet; type its train.py again')

@@ -63,7 +63,7 @@ class Downsample(Callback):
         self.set_epoch(self.loader, self.epoch)
 
 
-def monitored(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
+def choose_monitored(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
     """The rows of a fold that are scored after each epoch: sorted positions in `targets`.
 
     They are all melanomas, and benign images up to `n` rows, the same in each epoch so that epochs

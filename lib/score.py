@@ -63,7 +63,7 @@ def auc(target: np.ndarray, pred: np.ndarray) -> float:
     return float(roc_auc_score(target, pred)) if len(np.unique(target)) > 1 else float('nan')
 
 
-def share(hits: np.ndarray) -> Estimate:
+def estimate_share(hits: np.ndarray) -> Estimate:
     """The share of true ones in `hits`, (n,) bool, of as many groups, with Wilson's interval."""
     test = binomtest(int(hits.sum()), len(hits))
     return Estimate(test.statistic, *test.proportion_ci(method='wilson'))

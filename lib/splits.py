@@ -37,7 +37,7 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     return group.groupby(component).transform('min').rename('group')
 
 
-def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
+def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each row, (n,) int from 0 up: whole groups, stratified by target and source.
 
     Raises: Stop where a class has fewer groups than there are folds.
@@ -57,15 +57,15 @@ def assign(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     return fold
 
 
-def leaks(group: pd.Series, fold: pd.Series) -> list[str]:
+def find_leaks(group: pd.Series, fold: pd.Series) -> list[str]:
     """The groups whose rows lie in more than one fold; rows without a fold (NaN) do not count."""
     n_folds = fold.groupby(group).nunique()
     return sorted(n_folds.index[n_folds > 1])
 
 
-def check(group: pd.Series, fold: pd.Series) -> None:
+def check_groups(group: pd.Series, fold: pd.Series) -> None:
     """Check that no group is in two folds. Raises: Stop that names a group that is."""
-    if leaking := leaks(group, fold):
+    if leaking := find_leaks(group, fold):
         folds = sorted(fold[group == leaking[0]].dropna().astype(int).unique())
         raise Stop(
             f'{len(leaking)} of {group.nunique()} groups are in more than one fold, so a score '
@@ -101,7 +101,7 @@ def report_leaks(
     if not used.any():
         raise Stop(f'{path}: no row has a fold in {fold_column}')
     print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
-    leaking, n, k = leaks(group, fold), group[used].nunique(), fold.nunique()
+    leaking, n, k = find_leaks(group, fold), group[used].nunique(), fold.nunique()
     print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {k} folds')
     parted = []
     if duplicates is not None:

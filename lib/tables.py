@@ -147,7 +147,7 @@ def read_labelled(path: Path) -> pd.DataFrame:
     """
     labelled = read_folds(path).query("split == 'train'").reset_index(drop=True)
     table = labelled.astype({'fold': int, 'target': int})
-    splits.check(table.group, table.fold)
+    splits.check_groups(table.group, table.fold)
     splits.check_classes(table.target, table.fold)
     return table
 

@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from lib.callbacks import NO_BAR, seed_all
 from lib.cli import Stop
-from lib.speed import ready_memory
+from lib.model import ProbabilityModel
+from lib.speed import layout, ready_memory
 
 
 class SeedBatch(Transform):
@@ -74,15 +75,18 @@ class Passes(Callback):
 def predictor(
     dls: DataLoaders,
     model: nn.Module,
+    precision: str = 'fp32',
     seed_batch: SeedBatch | None = None,
     n_tta: int = 0,
     label: str = 'predict',
 ) -> Learner:
     """A Learner whose `tta` and `get_preds` return (n, 1) probabilities on the CPU.
 
-    `model`: a model.Probability. `seed_batch` seeds the `n_tta` passes of tta.
+    `model` gives logits, and is changed to `precision` in place. `seed_batch` seeds the `n_tta`
+    passes of tta.
     """
     ready_memory(dls.device)
+    model = ProbabilityModel(model, dls.valid.bs, precision, layout(dls.device))
     seed_batch = seed_batch or SeedBatch([0])
     dls.valid.after_batch.add(seed_batch)
     # noop is never called; from a loss with an activation fastai would take a second sigmoid
@@ -91,7 +95,7 @@ def predictor(
     return learn
 
 
-def checked(pred: torch.Tensor, label: str) -> np.ndarray:
+def check_finite(pred: torch.Tensor, label: str) -> np.ndarray:
     """Predictions (n, 1) as (n,) float64. Raises: Stop where one of them is not finite."""
     pred = pred[:, 0].double().numpy()
     if not np.isfinite(pred).all():

@@ -51,9 +51,9 @@ class Row:
 
 ROWS = {
     'base': Row('nothing', n_folds=5),
-    'twin': Row('another seed', {'seed': 1}),
-    'cutout': Row('Cutout', {'cutout': True}),
-    'cutout_128': Row('Cutout, 128 px', {'cutout': True, 'size': 128}),
+    'twin': Row('another seed', {'seed': 1}, n_folds=5),
+    'cutout': Row('Cutout', {'cutout': True}, n_folds=5),
+    'cutout_128': Row('Cutout, 128 px', {'cutout': True, 'size': 128}, n_folds=5),
     'neg_ratio_3': Row('three benign images a melanoma', {'neg_ratio': 3.0}),
     'all_benign': Row('all benign images, 3 epochs', {'neg_ratio': 0.0, 'epochs': 3}),
     'size_128': Row('128 px', {'size': 128}),
@@ -83,7 +83,7 @@ def main(
     home, names = Path(home), [*ROWS, *others]
     wanted = names if only is None else only.split(',')
     for name in wanted:
-        cli.one_of(names, only=name)
+        cli.check_one_of(names, only=name)
     if not (home / 'folds.csv').exists():
         call('folds.py', '--data', data or 'data', '--home', home)
     table = lib.tables.read_labelled(home / 'folds.csv')
@@ -116,14 +116,14 @@ def finish_run(home: Path, name: str, table: pd.DataFrame, weights: str) -> None
     for k in run.unfinished(folds):
         call('train.py', *words, '--fold', k)
     if run.unfinished(folds):
-        return print(f'{name}: {run.training_note(run.unfinished(folds))}')
+        return print(f'{name}: {run.describe_unfinished(run.unfinished(folds))}')
     settings, parts = lib.parts.Settings(**SETTINGS), oof_parts(run, table, folds)
     for part in lib.parts.claim(parts, settings):
         print(f'{part}, {settings.n_tta} + 1 passes', flush=True)
         preds = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
         part.write(*preds, settings, 'fp32')
     if not all(part.is_made(settings) for part in parts):
-        return print(lib.parts.missing_note(parts))
+        return print(lib.parts.describe_missing(parts))
     oof = read_parts(parts)
     seconds = [lib.files.read_json(run.fold(k) / 'run.json')['seconds'] for k in folds]
     about = {'images': images_seen(run, table), 'minutes': np.median(seconds) / 60}
@@ -141,7 +141,7 @@ def cli_words(flag: str, value: Any) -> list[str]:
 
 def oof_parts(run: Any, table: pd.DataFrame, folds: Sequence[int]) -> list:
     """A run's parts of held-out images alone: infer.py would predict the test images too."""
-    return [part for part in lib.parts.of_run(run, table, list(folds)) if part.kind == 'oof']
+    return [part for part in lib.parts.list_parts(run, table, list(folds)) if part.kind == 'oof']
 
 
 def read_parts(parts: list) -> pd.DataFrame:

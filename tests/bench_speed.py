@@ -205,8 +205,8 @@ def prepare(folder, data, weights, arch, size, *_) -> Callable:
 def predict(folder, data, weights, arch, size, batch_size, precision, _) -> Callable:
     rows = pd.DataFrame({'cached': sorted((folder / 'squares').iterdir())})
     net = lib.speed.fuse_batch_norms(lib.model.create(arch, size), size)
-    net = lib.model.Probability(net, batch_size, precision)
-    learn = lib.tta.predictor(lib.data.of_rows(rows, lib.augment.recipe(*STATS), batch_size), net)
+    dls = lib.data.prediction_dls(rows, lib.augment.batch_tfms(*STATS), batch_size)
+    learn = lib.tta.predictor(dls, net, precision)
     return lambda: learn.tta(n=3, beta=None)
 
 
@@ -214,8 +214,8 @@ def step(folder, data, weights, arch, size, batch_size, precision, _) -> Callabl
     table = pd.DataFrame({'cached': sorted((folder / 'squares').iterdir()) * 2})
     table['fold'], table['target'] = [0] * batch_size + [1] * batch_size, [0, 1] * batch_size
     net = lib.model.create(arch, size)
-    dls, _ = lib.data.of_fold(table, 0, lib.augment.recipe(*STATS), batch_size, 1, 0)
-    learn = lib.learner.learner(dls, net, 0.1, precision)
+    dls, _ = lib.data.training_dls(table, 0, lib.augment.batch_tfms(*STATS), batch_size, 1, 0)
+    learn = lib.learner.create_learner(dls, net, 0.1, precision)
     return lambda: learn.fit(1, 1e-4, cbs=[NoValidation()])  # an epoch of one batch
 
 
@@ -228,8 +228,8 @@ class NoValidation(fastai.Callback):
 
 def epoch(folder, data, weights, *options) -> Callable:
     table = read_table(folder, data, options[-1])
-    dls, downsample = lib.data.of_fold(table, 0, lib.augment.recipe(*STATS), 32, 1, 0)
-    learn = lib.learner.learner(dls, create_lite0(weights), 0.1)
+    dls, downsample = lib.data.training_dls(table, 0, lib.augment.batch_tfms(*STATS), 32, 1, 0)
+    learn = lib.learner.create_learner(dls, create_lite0(weights), 0.1)
     return lambda: learn.fit(1, 1e-3, cbs=[downsample])
 
 

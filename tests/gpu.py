@@ -60,10 +60,10 @@ def main(
     """Run the parts, print a table of what they found, and write the figures."""
     names = list(PARTS) if only is None else only.split(',')
     for name in names:
-        cli.one_of(list(PARTS), only=name)
+        cli.check_one_of(list(PARTS), only=name)
     if home is not None:
         return print(json.dumps(findings(PARTS[only], Path(home))))
-    if not cpu and lib.devices.device().type != 'cuda':
+    if not cpu and lib.devices.choose_device().type != 'cuda':
         raise cli.Stop('there is no CUDA card here; --cpu runs the same parts without one')
     report: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as home:
@@ -75,11 +75,11 @@ def main(
             start, env = time.perf_counter(), os.environ | hidden
             done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
             last = done.stdout.strip().split('\n')[-1]
-            found = json.loads(last) if last[:1] == '{' else {'FAILED': f'rc {done.returncode}'}
-            report[name] = {'seconds': round(time.perf_counter() - start, 1)} | found
-            print(f'{name}: {"FAILED" if "FAILED" in found else "ok"}', flush=True)
-    for name, found in report.items():
-        for key, value in found.items():
+            figures = json.loads(last) if last[:1] == '{' else {'FAILED': f'rc {done.returncode}'}
+            report[name] = {'seconds': round(time.perf_counter() - start, 1)} | figures
+            print(f'{name}: {"FAILED" if "FAILED" in figures else "ok"}', flush=True)
+    for name, figures in report.items():
+        for key, value in figures.items():
             print(f'{name:13s}{key:46s}{f"{value:.4g}" if isinstance(value, float) else value}')
     lib.files.write_json(Path(out), report)
     failed = [name for name in names if 'FAILED' in report[name]]
@@ -99,7 +99,7 @@ def findings(part: Callable[[Path], dict], home: Path) -> dict[str, Any]:
 
 def half() -> str:
     """The half precision that this machine trains in; a CPU has bf16 alone."""
-    return lib.speed.training_precision('auto', lib.devices.device()) if CUDA else 'bf16'
+    return lib.speed.training_precision('auto', lib.devices.choose_device()) if CUDA else 'bf16'
 
 
 def output(call: Callable[..., None], **flags: Any) -> str:
@@ -133,31 +133,35 @@ def images(home: Path, size: int, n: int) -> pd.DataFrame:
 
 def environment(home: Path) -> dict[str, Any]:
     """The versions, and the card."""
-    device, found = lib.devices.device(), lib.config.environment('')
-    found |= {'device': lib.devices.name(device), 'cores': lib.images.n_cores(), 'half': half()}
+    device, figures = lib.devices.choose_device(), lib.config.describe_environment('')
+    figures |= {
+        'device': lib.devices.describe(device),
+        'cores': lib.images.n_cores(),
+        'half': half(),
+    }
     if CUDA:
         about = torch.cuda.get_device_properties(device)
-        found |= {'capability': f'{about.major}.{about.minor}', 'GB': about.total_memory / 2**30}
-        found |= {'cards': torch.cuda.device_count(), 'cudnn': torch.backends.cudnn.version()}
-    return found
+        figures |= {'capability': f'{about.major}.{about.minor}', 'GB': about.total_memory / 2**30}
+        figures |= {'cards': torch.cuda.device_count(), 'cudnn': torch.backends.cudnn.version()}
+    return figures
 
 
 def demo(home: Path) -> dict[str, Any]:
     """A training and a prediction in each precision, and a refusal of what the device lacks."""
-    found = {}
+    figures = {}
     for precision in ('fp32', 'bf16', 'fp16'):
         try:
             text = output(train.main, home=str(home), name=precision, precision=precision, **QUICK)
         except cli.Stop as refusal:
             assert precision == ('bf16' if CUDA else 'fp16'), refusal
-            found[precision] = 'refused'
+            figures[precision] = 'refused'
             continue
-        assert lib.devices.name(lib.devices.device()) in text, 'the card is not named'
+        assert lib.devices.describe(lib.devices.choose_device()) in text, 'the card is not named'
         about = lib.files.read_json(home / 'runs' / precision / 'fold0' / 'run.json')
         assert about['precision'] == precision, about
         predict(home, precision, f'{precision}.csv', precision=precision)
-        found[f'{precision}: seconds a fold'] = about['seconds']
-    return found
+        figures[f'{precision}: seconds a fold'] = about['seconds']
+    return figures
 
 
 def resumed(home: Path) -> dict[str, Any]:
@@ -185,15 +189,15 @@ def resumed(home: Path) -> dict[str, Any]:
 
 def moved(home: Path) -> dict[str, Any]:
     """What a card began or trained in half precision goes on, or predicts, on a CPU in fp32."""
-    text, found = output(train.main, home=str(home), name='moved', fold=0, **QUICK), {}
+    text, figures = output(train.main, home=str(home), name='moved', fold=0, **QUICK), {}
     about = lib.files.read_json(home / 'runs' / 'moved' / 'fold0' / 'run.json')
     assert 'goes on after epoch 2 of 3' in text, text
     assert (about['device'], about['precision']) == ('cpu', 'fp32'), about
     for path in home.glob('fp*.csv'):  # of the part `demo`
         difference = np.abs(predict(home, path.stem, 'cpu.csv') - pd.read_csv(path).pred).max()
-        found[f'{path.stem} apart'] = float(difference)
-        assert difference < 0.01, found
-    return found
+        figures[f'{path.stem} apart'] = float(difference)
+        assert difference < 0.01, figures
+    return figures
 
 
 class Scaled(MixedPrecision):
@@ -235,10 +239,10 @@ def accumulation(home: Path) -> dict[str, Any]:
 
     def fit(batch_size: int, accumulate: int, spoil: int | None = None) -> tuple[Learner, Probe]:
         lib.callbacks.seed_all(0)
-        tfms = [t for t in lib.augment.recipe(*HALF) if not isinstance(t, lib.augment.Augment)]
-        dls, draw = lib.data.of_fold(images(home, 64, 16), 0, tfms, batch_size, 0, 0, 0)
+        tfms = [t for t in lib.augment.batch_tfms(*HALF) if not isinstance(t, lib.augment.Augment)]
+        dls, draw = lib.data.training_dls(images(home, 64, 16), 0, tfms, batch_size, 0, 0, 0)
         net = lib.model.create('test_resnet', 64)
-        learn, probe = lib.learner.learner(dls, net, 0.1, 'fp32', accumulate), Probe(spoil)
+        learn, probe = lib.learner.create_learner(dls, net, 0.1, 'fp32', accumulate), Probe(spoil)
         learn._do_epoch_validate = noop
         learn.fit(1, 1e-3, cbs=[draw, Scaled(), probe])
         return learn, probe
@@ -264,21 +268,21 @@ def waits(home: Path) -> dict[str, Any]:
         assert n < most + 0.5, f'{n} instead of {most}: {said[-1].message}'
         return n if CUDA else 'not counted'
 
-    table, found = images(home, 64, 320), {}
+    table, figures = images(home, 64, 320), {}
     for precision, most in {'fp32': 4, 'bf16': 4, 'fp16': 6}.items():  # two are the transfers
-        if precision in lib.speed._precisions(lib.devices.device()):
-            tfms = lib.augment.recipe(*HALF, cutout=True)
-            dls, draw = lib.data.of_fold(table, 0, tfms, 8, 0, 0)
-            learn = lib.learner.learner(dls, lib.model.create('test_resnet', 64), 0.1, precision)
+        if precision in lib.speed._precisions(lib.devices.choose_device()):
+            tfms = lib.augment.batch_tfms(*HALF, cutout=True)
+            dls, draw = lib.data.training_dls(table, 0, tfms, 8, 0, 0)
+            net = lib.model.create('test_resnet', 64)
+            learn = lib.learner.create_learner(dls, net, 0.1, precision)
             learn._do_epoch_validate = noop
             work = partial(learn.fit, 1, 1e-3, cbs=[draw, lib.callbacks.StopOnNaN(0)])
-            found[f'{precision}: a step'] = count(work, most)
-    dls = lib.data.of_rows(table[table.fold == 1], lib.augment.recipe(*HALF), 8)
-    net = lib.model.Probability(lib.model.create('test_resnet', 64), 8)
-    learn = lib.tta.predictor(dls, net)
+            figures[f'{precision}: a step'] = count(work, most)
+    dls = lib.data.prediction_dls(table[table.fold == 1], lib.augment.batch_tfms(*HALF), 8)
+    learn = lib.tta.predictor(dls, lib.model.create('test_resnet', 64))
     learn.get_preds()
-    found['prediction: a batch'] = count(learn.get_preds, 2)  # images there, predictions back
-    return found
+    figures['prediction: a batch'] = count(learn.get_preds, 2)  # images there, predictions back
+    return figures
 
 
 class Clock(Callback):
@@ -308,20 +312,21 @@ class Clock(Callback):
 def speed(home: Path) -> dict[str, Any]:
     """Images a second in both layouts: at least .85 of what one batch on the card gives."""
     arch, size, n = ('efficientnet_b5', 512, 640) if CUDA else ('test_efficientnet', 64, 160)
-    table, found, device = images(home, size, n), {}, lib.devices.device()
+    table, figures, device = images(home, size, n), {}, lib.devices.choose_device()
     precision = lib.speed.inference_precision('auto', device)
 
     def training(layout: torch.memory_format) -> tuple[Learner, Callable[[], Any]]:
-        dls, draw = lib.data.of_fold(table, 0, lib.augment.recipe(*HALF), 8, 0, 0)
-        learn = lib.learner.learner(dls, lib.model.create(arch, size), 0.1, half())
+        dls, draw = lib.data.training_dls(table, 0, lib.augment.batch_tfms(*HALF), 8, 0, 0)
+        learn = lib.learner.create_learner(dls, lib.model.create(arch, size), 0.1, half())
         learn.model.to(memory_format=layout)
         learn._do_epoch_validate = noop
         return learn, partial(learn.fit, 1, 1e-5, cbs=draw)
 
     def prediction(layout: torch.memory_format) -> tuple[Learner, Callable[[], Any]]:
-        dls = lib.data.of_rows(table, lib.augment.recipe(*HALF), 32)
-        net = lib.model.Probability(lib.model.create(arch, size), 32, precision, layout)
-        learn = lib.tta.predictor(dls, net, n_tta=1)
+        dls = lib.data.prediction_dls(table, lib.augment.batch_tfms(*HALF), 32)
+        learn = lib.tta.predictor(dls, lib.model.create(arch, size), precision, n_tta=1)
+        learn.model.layout = layout
+        learn.model.to(memory_format=layout)
         return learn, partial(learn.tta, n=1)
 
     used = {training: torch.channels_last, prediction: lib.speed.layout(device)}
@@ -335,10 +340,10 @@ def speed(home: Path) -> dict[str, Any]:
                 with learn.added_cbs(clock):
                     work()
                 rates.append(clock.n / (clock.times[1] - clock.times[0]))
-            found[label], found[f'{label}, one batch'] = rates
-            found[f'{label}, peak GB'] = torch.cuda.max_memory_allocated() / 2**30
-            assert not CUDA or layout != used[make] or rates[0] > 0.85 * rates[1], found
-    return found
+            figures[label], figures[f'{label}, one batch'] = rates
+            figures[f'{label}, peak GB'] = torch.cuda.max_memory_allocated() / 2**30
+            assert not CUDA or layout != used[make] or rates[0] > 0.85 * rates[1], figures
+    return figures
 
 
 def together(home: Path) -> dict[str, Any]:
@@ -351,7 +356,7 @@ def together(home: Path) -> dict[str, Any]:
     commands = [[*launcher, *words, '--fold=0', '--name=launched'], [*words, '--name=by_hand']]
     start = time.perf_counter()
     subprocess.run([sys.executable, *commands[0]], cwd=ROOT, check=True, stdout=sys.stderr)
-    found = {'launcher, seconds': time.perf_counter() - start}
+    figures = {'launcher, seconds': time.perf_counter() - start}
     about = lib.files.read_json(home / 'runs' / 'launched' / 'fold0' / 'run.json')
     assert about['processes'] == 2, about
     popen = partial(subprocess.Popen, [sys.executable, *commands[1]], cwd=ROOT, text=True)
@@ -360,7 +365,7 @@ def together(home: Path) -> dict[str, Any]:
     texts = [hand.communicate()[0] for hand in hands]
     assert [hand.returncode for hand in hands] == [0, 0], texts
     assert ''.join(texts).count('images an epoch') == 2, texts  # no fold twice
-    return found
+    return figures
 
 
 def compiled(home: Path) -> dict[str, Any]:
@@ -373,8 +378,8 @@ def compiled(home: Path) -> dict[str, Any]:
 
 def lr_find(home: Path) -> dict[str, Any]:
     """The range test in half precision suggests rates, and leaves its picture alone."""
-    text = output(train.main, home=str(home), name='found', lr_find=True, precision=half(), **QUICK)
-    left = [path.name for path in (home / 'runs' / 'found').rglob('*') if path.is_file()]
+    text = output(train.main, home=str(home), name='rates', lr_find=True, precision=half(), **QUICK)
+    left = [path.name for path in (home / 'runs' / 'rates').rglob('*') if path.is_file()]
     assert left == ['lr_find.png'], left
     return {'suggested': text.split('suggested: ')[1].split(';')[0]}
 

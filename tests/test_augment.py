@@ -4,7 +4,7 @@ import pytest
 import torch
 from fastai.vision.all import Normalize, Pipeline, TensorImage
 
-from lib.augment import Augment, recipe
+from lib.augment import Augment, batch_tfms
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
 
@@ -17,7 +17,7 @@ def batch(n=4, side=32) -> TensorImage:
 def modules(cutout=True):
     return {
         type(m).__name__: m
-        for tfm in recipe(MEAN, STD, cutout)
+        for tfm in batch_tfms(MEAN, STD, cutout)
         if isinstance(tfm, Augment)
         for m in tfm.modules
     }
@@ -29,7 +29,7 @@ def normalized(x):
 
 
 def test_the_order_is_the_recipes():
-    steps = Pipeline(recipe(MEAN, STD, cutout=True)).fs
+    steps = Pipeline(batch_tfms(MEAN, STD, cutout=True)).fs
     names = [
         name
         for step in steps
@@ -103,7 +103,7 @@ def test_an_image_comes_out_the_same_alone_and_in_a_batch(cutout):
 
 
 def test_it_is_drawn_in_training_and_tta_only():
-    steps = recipe(MEAN, STD, cutout=True)
+    steps = batch_tfms(MEAN, STD, cutout=True)
     plain = Pipeline(steps, split_idx=1)(batch())
     assert torch.allclose(plain, normalized(batch()), atol=1e-6)
     augmented = Pipeline(steps, split_idx=0)(batch())
@@ -120,7 +120,7 @@ def test_cutout_leaves_the_mean_colour():
 
 
 def test_a_seed_gives_the_same_draw():
-    steps = Pipeline(recipe(MEAN, STD, cutout=True), split_idx=0)
+    steps = Pipeline(batch_tfms(MEAN, STD, cutout=True), split_idx=0)
     outs = []
     for seed in (5, 5, 6):
         torch.manual_seed(seed)
@@ -129,6 +129,6 @@ def test_a_seed_gives_the_same_draw():
 
 
 def test_normalize_has_the_models_own_mean_and_std():
-    (normalize,) = (t for t in recipe(MEAN, STD) if isinstance(t, Normalize))
+    (normalize,) = (t for t in batch_tfms(MEAN, STD) if isinstance(t, Normalize))
     assert normalize.mean.flatten().tolist() == pytest.approx(MEAN)
     assert normalize.std.flatten().tolist() == pytest.approx(STD)

@@ -36,7 +36,8 @@ def test_a_run_holds_what_the_design_promises(home):
         parts = {f'tta_{kind}.{suffix}' for kind in ('oof', 'test') for suffix in ('csv', 'json')}
         assert made | {'oof.csv'} | parts == {name for name in names if not name.startswith('.')}
         about = json.loads((run / fold / 'run.json').read_text())
-        assert about['precision'] == about['scored_in'] == 'fp32' and about['device'] == 'cpu'
+        assert about['precision'] == about['scoring_precision'] == 'fp32'
+        assert about['device'] == 'cpu'
     oof, test = pd.read_csv(run / 'oof.csv'), pd.read_csv(run / 'test.csv')
     columns = 'image_name patient_id group source fold target pred pred_plain prob'
     assert oof.columns.tolist() == columns.split()

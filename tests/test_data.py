@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 
 from lib import data, ranks
-from lib.augment import recipe
+from lib.augment import batch_tfms
 from lib.cli import Stop
 
 STATS = ((0.5,) * 3, (0.5,) * 3)
 
 
-def of_fold(noise, neg_ratio=1.0, batch_size=4):
-    return data.of_fold(noise, 0, recipe(*STATS), batch_size, neg_ratio, seed=0, workers=0)
+def training_dls(noise, neg_ratio=1.0, batch_size=4):
+    return data.training_dls(noise, 0, batch_tfms(*STATS), batch_size, neg_ratio, seed=0, workers=0)
 
 
 def plain(noise, at) -> torch.Tensor:
@@ -23,7 +23,7 @@ def plain(noise, at) -> torch.Tensor:
 
 
 def test_a_fold_is_trained_on_the_other_folds_images(noise):
-    dls, downsample = of_fold(noise, neg_ratio=0)
+    dls, downsample = training_dls(noise, neg_ratio=0)
     assert dls.train.n == (noise.fold != 0).sum() // 4 * 4 and downsample.loader is dls.train
     targets = torch.cat([y for _, y in dls.train])
     assert targets.sum() == noise.target[noise.fold != 0].sum()
@@ -33,7 +33,7 @@ def test_a_fold_is_trained_on_the_other_folds_images(noise):
 
 
 def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(noise):
-    dls, _ = of_fold(noise)
+    dls, _ = training_dls(noise)
     held_out = noise[noise.fold == 0]
     melanomas = held_out.target.sum()
     assert len(dls.valid.dataset) == max(dls.train.n // 2, melanomas + 1) < len(held_out)
@@ -42,7 +42,7 @@ def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(nois
 
 
 def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
-    dls, _ = of_fold(noise)
+    dls, _ = training_dls(noise)
     images = plain(noise, slice(None))  # normalized: pretrained or not, training too begins there
     for dl, augmented in ((dls.train, True), (dls.valid, False)):
         batch = dl.one_batch()[0]
@@ -53,21 +53,21 @@ def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
 @pytest.mark.parametrize('workers', [0, 2])
 def test_rows_to_predict_come_once_in_their_order_and_the_last_batch_may_be_small(noise, workers):
     rows = noise.iloc[[9, 3, 30, 4, 5, 11, 2]]
-    dls = data.of_rows(rows, recipe(*STATS), 3, workers)
+    dls = data.prediction_dls(rows, batch_tfms(*STATS), 3, workers)
     batches = [x for (x,) in dls.valid]
     assert [len(x) for x in batches] == [3, 3, 1]
     assert torch.allclose(torch.cat(batches), plain(rows, slice(None)), atol=1e-6)
-    assert data.of_rows(rows, recipe(*STATS), 99, 0).valid.bs == 7
+    assert data.prediction_dls(rows, batch_tfms(*STATS), 99, 0).valid.bs == 7
 
 
 def test_processes_of_a_launcher_share_a_batch_equally_or_are_refused(noise, monkeypatch):
     monkeypatch.setattr(ranks, 'WORLD', 2)
-    dls, _ = of_fold(noise, batch_size=8)
+    dls, _ = training_dls(noise, batch_size=8)
     assert dls.train.bs == dls.valid.bs == 4
     monkeypatch.setattr(ranks, 'WORLD', 3)
     for size in (8, 3):
         with pytest.raises(Stop, match=f'--batch_size {size} must be two or more for each of 3'):
-            of_fold(noise, batch_size=size)
+            training_dls(noise, batch_size=size)
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -75,7 +75,8 @@ def test_a_cached_image_that_cannot_be_read_is_named_with_what_to_do(noise, work
     good, bad = noise.cached[0], tmp_path / 'bad.jpg'
     bad.write_bytes(b'\xff\xd8 no JPEG')
     for path in (bad, tmp_path / 'gone.jpg'):
-        dls = data.of_rows(noise[:2].assign(cached=[good, path]), recipe(*STATS), 1, workers)
+        rows = noise[:2].assign(cached=[good, path])
+        dls = data.prediction_dls(rows, batch_tfms(*STATS), 1, workers)
         with pytest.raises(Exception, match='Delete it, if it is there, and run this again') as e:
             list(dls.valid)
         assert str(path) in str(e.value)
@@ -86,13 +87,13 @@ def test_images_are_read_beside_a_gpu_by_a_process_a_core_and_on_the_cpu_by_none
     noise, monkeypatch
 ):
     def n_workers(workers=None):
-        dl = data.loader(noise.cached[:1], [0], recipe(*STATS), 1, False, workers)
+        dl = data.loader(noise.cached[:1], [0], batch_tfms(*STATS), 1, False, workers)
         return dl.fake_l.num_workers
 
     assert n_workers() == 0 and n_workers(1) == 1
     monkeypatch.setattr(data, 'n_cores', lambda: 3)
     # a device that is no CPU, and that this machine has: batches without data
-    monkeypatch.setattr(data, 'device', lambda: torch.device('meta'))
+    monkeypatch.setattr(data, 'choose_device', lambda: torch.device('meta'))
     assert n_workers() == 3
     monkeypatch.setattr(data, 'get_start_method', lambda: 'spawn')
     assert n_workers() == 0

@@ -142,7 +142,7 @@ def test_log_is_no_part_of_the_run(plain, followed, log):
     ours, theirs = (json.loads((r / 'config.json').read_text()) for r in (plain[0], followed[0]))
     assert theirs == ours | {'command': ours['command'].replace('plain', log)}
     flags = train.main.__kwdefaults__
-    assert config.deciding(flags | {'log': log}) == config.deciding(flags)
+    assert config.select_deciding(flags | {'log': log}) == config.select_deciding(flags)
 
 
 def test_wandb_has_the_run_as_group_and_records_nothing_of_the_machine(log, followed):

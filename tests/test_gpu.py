@@ -26,8 +26,8 @@ def table(tmp_path) -> pd.DataFrame:
 def trained(table, cbs=(), epochs=1, **options):
     """A Learner after an epoch of six steps or more, without an epoch's score."""
     callbacks.seed_all(0)
-    dls, draw = data.of_fold(table, 0, augment.recipe(*STATS), 4, 0, 0, 0)
-    learn = learner.learner(dls, model.create('test_resnet', 64), 0.1, **options)
+    dls, draw = data.training_dls(table, 0, augment.batch_tfms(*STATS), 4, 0, 0, 0)
+    learn = learner.create_learner(dls, model.create('test_resnet', 64), 0.1, **options)
     learn.fit(epochs, 1e-3, cbs=[draw, callbacks.SeedEpoch(0, 0), *cbs])
     return learn
 
@@ -52,15 +52,15 @@ def test_a_card_that_is_too_old_for_this_torch_is_told_so(monkeypatch):
     with pytest.raises(
         Stop, match=r'Tesla has compute capability 6\.0, and 7\.5 is the least'
     ) as e:
-        devices.device()
+        devices.choose_device()
     assert 'CUDA 12.6' in str(e.value) and 'CUDA_VISIBLE_DEVICES= ' in str(e.value)
 
 
 @pytest.mark.parametrize('capability', [(7, 5), (8, 9), (12, 0)])
 def test_a_card_that_this_torch_serves_is_taken_and_named(monkeypatch, capability):
     pretend(monkeypatch, capability)
-    assert devices.device() == torch.device('cuda', 0) and torch.backends.cudnn.benchmark
-    assert devices.name(devices.device()) == 'Tesla (cuda:0)'
+    assert devices.choose_device() == torch.device('cuda', 0) and torch.backends.cudnn.benchmark
+    assert devices.describe(devices.choose_device()) == 'Tesla (cuda:0)'
 
 
 def old_driver() -> None:
@@ -78,10 +78,11 @@ def test_an_old_driver_is_told_unless_the_cpu_was_chosen(monkeypatch, chosen):
     if chosen is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', chosen)
     if chosen in ('', '-1'):
-        assert devices.device() == torch.device('cpu') and devices.name(devices.device()) == 'cpu'
+        assert devices.choose_device() == torch.device('cpu')
+        assert devices.describe(torch.device('cpu')) == 'cpu'
     else:
         with pytest.raises(Stop, match=r'too old \(found version 12020\)\. PyTorch'):
-            devices.device()
+            devices.choose_device()
 
 
 def test_without_a_card_or_without_cuda_in_torch_the_cpu_is_taken(monkeypatch):
@@ -90,12 +91,12 @@ def test_without_a_card_or_without_cuda_in_torch_the_cpu_is_taken(monkeypatch):
     monkeypatch.setattr(torch.cuda, 'init', old_driver)
     monkeypatch.setattr(devices, 'glob', lambda pattern: [])
     monkeypatch.setattr(devices.shutil, 'which', lambda program: None)
-    assert devices.device() == torch.device('cpu')
+    assert devices.choose_device() == torch.device('cpu')
     monkeypatch.setattr(devices.shutil, 'which', lambda program: '/usr/bin/nvidia-smi')
     with pytest.raises(Stop):
-        devices.device()
+        devices.choose_device()
     monkeypatch.setattr(torch.version, 'cuda', None)
-    assert devices.device() == torch.device('cpu')
+    assert devices.choose_device() == torch.device('cpu')
 
 
 # --- what was recorded on another device
@@ -153,7 +154,7 @@ def test_the_cores_are_those_that_a_container_may_use(monkeypatch, tmp_path, fil
 )
 def test_processes_that_read_images_share_the_cores(monkeypatch, table, cores, local, workers):
     monkeypatch.setattr(data, 'n_cores', lambda: cores)
-    monkeypatch.setattr(data, 'device', lambda: torch.device('cuda', 0))
+    monkeypatch.setattr(data, 'choose_device', lambda: torch.device('cuda', 0))
     monkeypatch.setattr(ranks, 'LOCAL_WORLD', local)
     assert data.loader(table.cached, None, [], 1).fake_l.num_workers == workers
 
@@ -218,7 +219,7 @@ def test_predictions_are_the_same_in_both_layouts():
     for layout in (torch.channels_last, torch.contiguous_format):
         torch.manual_seed(0)
         net = model.create('test_efficientnet', 64).to(memory_format=torch.channels_last)
-        net = model.Probability(net, 4, 'fp32', layout)  # as after a training
+        net = model.ProbabilityModel(net, 4, 'fp32', layout)  # as after a training
         weights = [p for p in net.parameters() if p.dim() == 4]
         assert all(p.is_contiguous(memory_format=layout) for p in weights)
         preds.append(net(x).detach())
@@ -237,9 +238,9 @@ def test_kornia_is_handed_plain_tensors_and_fastai_its_own():
 
 
 def test_a_batch_of_prediction_has_no_targets(table):
-    dls = data.of_rows(table, augment.recipe(*STATS), 8)
-    net = model.Probability(model.create('test_resnet', 64), 8)
-    (pred, plain), targets = tta.predictor(dls, net, n_tta=1).tta(n=1, beta=None)
+    dls = data.prediction_dls(table, augment.batch_tfms(*STATS), 8)
+    learn = tta.predictor(dls, model.create('test_resnet', 64), n_tta=1)
+    (pred, plain), targets = learn.tta(n=1, beta=None)
     assert [len(b) for b in dls.valid] == [1] * 4 and targets is None
     assert pred.shape == plain.shape == (32, 1) and (pred != plain).any()
 

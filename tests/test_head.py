@@ -25,7 +25,7 @@ def scale(head: nn.Linear) -> float:
 @pytest.mark.parametrize('arch', ARCHS)
 def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
     torch.manual_seed(0)
-    heads = model.heads(model.create(arch, 224))
+    heads = model.get_heads(model.create(arch, 224))
     assert len(heads) == (2 if 'distilled' in arch else 1)
     assert all(0.8 < scale(head) < 1.25 for head in heads), list(map(scale, heads))
 
@@ -44,10 +44,10 @@ def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp
     arch, path = 'tf_efficientnet_lite0', shared / 'weights' / 'tf_efficientnet_lite0.safetensors'
     net = model.create(arch, 160, weights=path).eval()
     assert 0.8 < scale(net.classifier) < 1.25
-    rows = images.table_of(shared / 'data' / 'cc0').head(32)
+    rows = images.list_images(shared / 'data' / 'cc0').head(32)
     rows['cached'] = images.cache(rows, tmp_path, 160)
-    about = model.about(arch)
-    dls = data.of_rows(rows, augment.recipe(about['mean'], about['std']), 32)
+    about = model.describe_arch(arch)
+    dls = data.prediction_dls(rows, augment.batch_tfms(about['mean'], about['std']), 32)
     with torch.no_grad():
         logits = net(dls.valid.one_batch()[0].as_subclass(torch.Tensor))
     assert 0.01 < float(logits.std()) < 1

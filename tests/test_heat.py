@@ -40,7 +40,7 @@ def test_the_map_of_a_pooled_net_is_exact(arch):
 
 def test_the_map_of_a_net_that_normalizes_after_pooling_is_weighted_by_the_gradient():
     net, x = random_net('convnext_atto'), torch.randn(1, 3, 64, 64)
-    (found,), _ = heat.activation_map(net, x)
+    (actual,), _ = heat.activation_map(net, x)
     with torch.no_grad():
         features, step = net.forward_features(x), 1e-3
         # what each channel is worth: its slope of the logit, by a small step of the whole channel
@@ -48,9 +48,9 @@ def test_the_map_of_a_net_that_normalizes_after_pooling_is_weighted_by_the_gradi
         up, down = (net.forward_head(features + sign * steps)[:, 0] for sign in (1, -1))
         expected = torch.einsum('chw,c->hw', features[0], (up - down) / (2 * step))
         head = torch.einsum('chw,c->hw', features[0], net.get_classifier().weight[0])
-    assert np.corrcoef(found.flatten(), expected.flatten())[0, 1] > 0.999
-    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
-    assert not torch.allclose(found, head, rtol=0.05)
+    assert np.corrcoef(actual.flatten(), expected.flatten())[0, 1] > 0.999
+    torch.testing.assert_close(actual, expected, rtol=0.02, atol=0.02 * float(expected.abs().max()))
+    assert not torch.allclose(actual, head, rtol=0.05)
 
 
 @pytest.mark.parametrize('arch', ['vit_tiny_patch16_224', 'swin_tiny_patch4_window7_224'])
@@ -121,15 +121,15 @@ def test_the_central_quarter_is_that_of_the_enlarged_map():
         np.testing.assert_array_equal(heat.is_central(maps), central)
         assert central.any() == (shape != (2, 2)) and not central.all()
     cells = np.eye(25).reshape(25, 5, 5)
-    found = heat.measure(pd.Series([1] * 10 + [0] * 15), cells, cells[::-1])
-    assert found['central_cells'] == 9 / 25
-    assert found['central']['melanomas']['model'][0] == 3 / 10  # cells 6, 7 and 8 of the first ten
-    assert found['central']['benign images']['random_weights'][0] == 6 / 15
-    assert '0.3000 [' in found['measured'] and 'of 10 melanomas' in found['measured']
+    facts = heat.measure(pd.Series([1] * 10 + [0] * 15), cells, cells[::-1])
+    assert facts['central_cells'] == 9 / 25
+    assert facts['central']['melanomas']['model'][0] == 3 / 10  # cells 6, 7 and 8 of the first ten
+    assert facts['central']['benign images']['random_weights'][0] == 6 / 15
+    assert '0.3000 [' in facts['measured'] and 'of 10 melanomas' in facts['measured']
 
 
 def test_a_share_has_wilsons_interval():
-    value, low, high = score.share(np.arange(100) < 10)
+    value, low, high = score.estimate_share(np.arange(100) < 10)
     z, n, p = 1.959964, 100, 0.1
     middle, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     expected = [p, *((middle + sign * half) / (1 + z**2 / n) for sign in (-1, 1))]
@@ -214,8 +214,8 @@ def test_the_page_shows_the_map_beside_the_image_and_names_the_run(drawn):
             picture = table.picture[table.image_name == name].item()
             with Image.open(drawn / 'runs' / 'twin' / 'heat' / picture) as both:
                 expected = both.crop((400, 0, 800, 400)).resize((144, 144))
-            found = np.asarray(Image.open(io.BytesIO(pictures_of(figure)[1])), dtype=int)
-            assert abs(found - np.asarray(expected)).mean() < 3
+            actual = np.asarray(Image.open(io.BytesIO(pictures_of(figure)[1])), dtype=int)
+            assert abs(actual - np.asarray(expected)).mean() < 3
     assert 0 < n_maps < len(figures)
     facts = json.loads((drawn / 'runs' / 'twin' / 'heat' / 'heat.json').read_text())
     assert facts['legend'] in page and facts['measured'] in page and 'where, not why' in page

@@ -15,7 +15,7 @@ from lib import files, images
 from lib.cli import Stop
 
 
-def table_of(*paths) -> pd.DataFrame:
+def list_images(*paths) -> pd.DataFrame:
     return pd.DataFrame(
         {'path': list(map(str, paths)), 'image_name': [p.stem for p in paths], 'source': 's'}
     )
@@ -73,7 +73,7 @@ def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_pa
 def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
     source = tmp_path / 'a.png'
     Image.new('RGB', (80, 80), 'white').save(source)
-    table = table_of(source)
+    table = list_images(source)
     (made,) = images.cache(table, tmp_path, 64)
     inode = made.stat().st_ino
     assert images.cache(table, tmp_path, 64) == [made] and made.stat().st_ino == inode
@@ -92,7 +92,7 @@ def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
 
 def test_a_jpeg_of_the_right_size_is_taken_as_it_is(tmp_path):
     Image.new('RGB', (64, 64), 'red').save(tmp_path / 'a.jpg', quality=30)
-    (made,) = images.cache(table_of(tmp_path / 'a.jpg'), tmp_path, 64)
+    (made,) = images.cache(list_images(tmp_path / 'a.jpg'), tmp_path, 64)
     assert made.read_bytes() == (tmp_path / 'a.jpg').read_bytes()
 
 
@@ -110,13 +110,13 @@ def test_all_unreadable_images_are_named_at_once_and_the_others_are_kept(tmp_pat
     Image.new('1', (20_000, 20_000)).save(tmp_path / 'bomb.jpg', 'PNG')
     paths = [*sorted(tmp_path.glob('*.jpg')), tmp_path / 'absent.jpg']
     with pytest.raises(Stop) as stopped:
-        images.cache(table_of(*paths), tmp_path, 64)
+        images.cache(list_images(*paths), tmp_path, 64)
     text = str(stopped.value)
     assert text.startswith('8 images cannot be read')
     bad = {'cut', 'empty', 'text', 'folder', 'absent', 'pipe', 'program', 'bomb'}
     assert all(f'{name}.jpg' in text for name in bad)
     assert [p.name for p in (tmp_path / 'cache').rglob('*.jpg')] == ['good.jpg']
-    rows, skipped = images.prepare(table_of(*paths).assign(fold=0), tmp_path, 64, [], True)
+    rows, skipped = images.prepare(list_images(*paths).assign(fold=0), tmp_path, 64, [], True)
     assert set(skipped) == bad and rows.cached.map(lambda path: path.name).tolist() == ['good.jpg']
 
 
@@ -126,7 +126,7 @@ def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_le
     paths = [tmp_path / f'{name}.png' for name in 'abcde']
     for path in paths:
         Image.new('RGB', (64, 64)).save(path)
-    table = table_of(*paths).assign(fold=[0, 0, 0, 1, 1])
+    table = list_images(*paths).assign(fold=[0, 0, 0, 1, 1])
     rows, names = images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=False)
     assert rows.image_name.tolist() == ['a', 'c', 'd', 'e'] and names == ['b']
     assert rows.index.tolist() == [0, 1, 2, 3] and all(path.is_file() for path in rows.cached)
@@ -151,8 +151,8 @@ def test_all_cores_make_what_one_makes(tmp_path):
     paths = [tmp_path / f'{i}.png' for i in range(20)]
     for path in paths:
         Image.fromarray(rng.integers(0, 256, (70, 70, 3), dtype=np.uint8)).save(path)
-    made = images.cache(table_of(*paths), tmp_path / 'many', 64)
-    one = images.cache(table_of(paths[7]), tmp_path / 'one', 64)[0]
+    made = images.cache(list_images(*paths), tmp_path / 'many', 64)
+    one = images.cache(list_images(paths[7]), tmp_path / 'one', 64)[0]
     assert len(made) == 20 and made[7].read_bytes() == one.read_bytes()
 
 
@@ -186,7 +186,7 @@ def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone
     with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
         assert process.stdout.readline() == 'True\n'
         threading.Timer(0.5, process.stdin.close).start()
-        (made,) = images.cache(table_of(tmp_path / 'a.png'), tmp_path, 64)
+        (made,) = images.cache(list_images(tmp_path / 'a.png'), tmp_path, 64)
     assert np.asarray(Image.open(made)).shape == (64, 64, 3) and not half.exists()
     assert f'process {process.pid} on' in capsys.readouterr().out
 
@@ -196,29 +196,29 @@ def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, ca
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    table = images.table_of(tmp_path)
+    table = images.list_images(tmp_path)
     assert table.image_name.tolist() == ['a/c.png', 'b.JPG']
     assert table.path.tolist() == [str(tmp_path / name) for name in table.image_name]
     printed = capsys.readouterr().out
     assert '2 .tif, 1 .webp, 1 without a suffix\n' in printed and 'jpg' not in printed.lower()
-    assert images.table_of(tmp_path / 'a' / 'c.png').image_name.tolist() == ['c.png']
+    assert images.list_images(tmp_path / 'a' / 'c.png').image_name.tolist() == ['c.png']
     assert capsys.readouterr().out == ''
     (tmp_path / 'a' / 'c.png').unlink()
     with pytest.raises(Stop, match='no JPEG or PNG image'):
-        images.table_of(tmp_path / 'a')
+        images.list_images(tmp_path / 'a')
 
 
 def test_an_image_of_another_format_is_told_which_are_read(tmp_path):
     Image.new('RGB', (64, 64)).save(tmp_path / 'a.tif')
     with pytest.raises(Stop, match=r'a\.tif: it is neither a JPEG nor a PNG image'):
-        images.cache(images.table_of(tmp_path / 'a.tif'), tmp_path, 64)
+        images.cache(images.list_images(tmp_path / 'a.tif'), tmp_path, 64)
 
 
 def test_a_file_name_with_control_characters_is_printed_in_escapes(tmp_path, capsys):
     path = tmp_path / 'a\x1b[31m\n.jpg'
     path.write_text('no picture')
     with pytest.raises(Stop, match=r'\\x1b\[31m\\n\.jpg'):
-        images.cache(table_of(path), tmp_path, 64)
+        images.cache(list_images(path), tmp_path, 64)
     (tmp_path / 'b.\x1b').touch()
-    images.table_of(tmp_path)
+    images.list_images(tmp_path)
     assert r"1 '.\x1b'" in capsys.readouterr().out

@@ -17,10 +17,10 @@ from sklearn.metrics import roc_auc_score
 
 import train
 from lib import data, model
-from lib.augment import Augment, recipe
+from lib.augment import Augment, batch_tfms
 from lib.callbacks import Accumulate, History, Resume, SeedEpoch, StopOnNaN
 from lib.cli import Stop
-from lib.learner import learner, read_range_test, suggest
+from lib.learner import create_learner, read_range_test, suggest_rates
 from lib.runs import Run
 
 CONFIG = {
@@ -112,7 +112,7 @@ def test_the_schedule_of_train_py_is_torchs_one_cycle_to_within_one_step(
     assert ours[-1] < 2 * low + 0.02 * high  # and back
 
     about = json.loads((run.fold(0) / 'run.json').read_text())
-    assert (about['precision'], about['scored_in']) == ('bf16', 'fp32')  # on the CPU
+    assert (about['precision'], about['scoring_precision']) == ('bf16', 'fp32')  # on the CPU
     assert len(run.read_oof([0])) == (noise.fold == 0).sum()  # all of it, not what was monitored
 
 
@@ -168,13 +168,14 @@ def test_each_epoch_and_each_fold_draws_its_own():
 def test_accumulated_batches_step_as_one_large_batch_does_and_the_last_group_too(noise):
     """A model without batch normalization, no augmentation; 13 images: groups of 4, 4, 4 and 1."""
     paths, targets = noise.cached[:13], noise.target[:13]
-    plain = [tfm for tfm in recipe(CONFIG['mean'], CONFIG['std']) if not isinstance(tfm, Augment)]
+    tfms = batch_tfms(CONFIG['mean'], CONFIG['std'])
+    plain = [tfm for tfm in tfms if not isinstance(tfm, Augment)]
     finals, steps = [], []
     for batch_size, accumulate in ((4, 1), (2, 2), (4, 2)):
         dl = data.loader(paths, targets, plain, batch_size)  # in order
         torch.manual_seed(0)
         net = model.create('test_vit', 64)
-        learn = learner(DataLoaders(dl, dl), net, accumulate=accumulate)
+        learn = create_learner(DataLoaders(dl, dl), net, accumulate=accumulate)
         # AdamW would make whole steps of what differs by rounding alone
         learn.opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
         record = Record()
@@ -223,7 +224,7 @@ def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(
     assert len(rates) == n and rates[0] == pytest.approx(1e-7) and rates[-1] > 5
     lrs, losses = read_range_test(learn.recorder, n)
     assert len(lrs) == len(losses) <= n and np.isfinite(losses).all()
-    lr_min, lr_max = suggest(lrs, losses)
+    lr_min, lr_max = suggest_rates(lrs, losses)
     assert f'--lr_min {lr_min:.1e} (roughly) --lr_max {lr_max:.1e}' in capsys.readouterr().out
     assert (tmp_path / 'lr_find.png').exists()
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
@@ -242,7 +243,7 @@ def test_a_range_test_is_read_up_to_the_first_loss_that_is_not_finite():
 def test_the_suggestion_is_read_off_where_the_loss_falls_and_where_it_is_lowest():
     lrs = np.logspace(-7, 1, 81)
     losses = np.interp(np.log10(lrs), [-7, -4, -2, -1, 1], [0.7, 0.7, 0.3, 0.6, 9])
-    lr_min, lr_max = suggest(lrs, losses)
+    lr_min, lr_max = suggest_rates(lrs, losses)
     assert lr_max == pytest.approx(1e-3)
     assert 1e-4 <= lr_min <= 4e-4
 
@@ -251,11 +252,11 @@ def test_the_suggestion_is_read_off_where_the_loss_falls_and_where_it_is_lowest(
 def test_what_is_suggested_is_a_range_that_train_takes(fall):
     lrs = np.logspace(-7, 1, 81)
     losses = np.interp(np.log10(lrs), [-7, *fall, 1], [0.7, 0.7, 0.3, 9])
-    lr_min, lr_max = suggest(lrs, losses)
+    lr_min, lr_max = suggest_rates(lrs, losses)
     assert 0 < lr_min <= lr_max
     for hopeless in (np.linspace(0.7, 9, 81), np.empty(0)):
         with pytest.raises(Stop, match='falls no further'):
-            suggest(lrs[: len(hopeless)], hopeless)
+            suggest_rates(lrs[: len(hopeless)], hopeless)
 
 
 def test_nothing_is_suggested_on_noise_and_a_true_fall_is_found_through_it():
@@ -273,7 +274,7 @@ def test_nothing_is_suggested_on_noise_and_a_true_fall_is_found_through_it():
         suggested = 0
         for _ in range(200):
             with contextlib.suppress(Stop):
-                suggest(lrs, smooth(curve + rng.normal(0, 0.15, 100)))
+                suggest_rates(lrs, smooth(curve + rng.normal(0, 0.15, 100)))
                 suggested += 1
         return suggested / 200
 

@@ -53,12 +53,12 @@ def test_work_that_another_process_does_is_left_to_it_until_it_is_killed(tmp_pat
     with held_by_another(paths[0]) as process:
         assert claimed(paths) == ['fold1', 'fold2']
         holder = f'process {process.pid} on {socket.gethostname()}'
-        assert locks.holder_note(paths[0]) == f' ({holder} is at it)'
-        assert [locks.holder_note(p) for p in (paths[1], tmp_path / 'absent')] == ['', '']
+        assert locks.describe_holder(paths[0]) == f' ({holder} is at it)'
+        assert [locks.describe_holder(p) for p in (paths[1], tmp_path / 'absent')] == ['', '']
         process.kill()
         process.wait()
         assert claimed(paths) == ['fold0', 'fold1', 'fold2']  # the kernel drops a dead one's lock
-        assert locks.holder_note(paths[0]) == ''
+        assert locks.describe_holder(paths[0]) == ''
 
 
 def test_the_processes_that_read_images_do_not_keep_the_lock_of_one_that_was_killed(tmp_path):
@@ -73,7 +73,7 @@ def test_the_processes_that_read_images_do_not_keep_the_lock_of_one_that_was_kil
 def test_a_piece_is_locked_while_it_is_worked_on_and_what_is_done_is_not_claimed(tmp_path):
     paths, done = [tmp_path / f'fold{k}' / '.lock' for k in range(3)], {'fold1'}
     probe = 'import sys, pathlib; from lib import locks\n'
-    probe += 'print(locks.holder_note(pathlib.Path(sys.argv[1])))'
+    probe += 'print(locks.describe_holder(pathlib.Path(sys.argv[1])))'
     pieces = locks.claim({path: path.parent.name for path in paths}, done.__contains__)
     assert next(pieces) == 'fold0'
     ask = [sys.executable, '-c', probe, str(paths[0])]
@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_is_told_and_does_not_stop_the_work(
 def test_a_holders_name_that_is_none_is_not_printed(tmp_path):
     with held_by_another(tmp_path / '.lock'):
         (tmp_path / '.lock').write_bytes(b'process \x1b[2J on x')
-        assert locks.holder_note(tmp_path / '.lock') == ' (another process is at it)'
+        assert locks.describe_holder(tmp_path / '.lock') == ' (another process is at it)'
 
 
 def test_what_becomes_undone_by_another_piece_is_done_in_the_same_go(tmp_path):
@@ -151,4 +151,4 @@ def test_what_becomes_undone_by_another_piece_is_done_in_the_same_go(tmp_path):
 def test_asking_who_holds_a_lock_does_not_rename_its_holder(tmp_path):
     path = tmp_path / '.lock'
     path.write_text('process 1 on another\n')
-    assert locks.holder_note(path) == '' and path.read_text() == 'process 1 on another\n'
+    assert locks.describe_holder(path) == '' and path.read_text() == 'process 1 on another\n'

@@ -29,18 +29,18 @@ def test_one_linear_layer_sits_on_the_pooled_features():
 
 
 def test_statistics_are_the_models_own_pretrained_or_not():
-    assert model.about('tf_efficientnet_lite0')['mean'] == [0.5, 0.5, 0.5]
-    about = model.about('efficientnet_b5')
+    assert model.describe_arch('tf_efficientnet_lite0')['mean'] == [0.5, 0.5, 0.5]
+    about = model.describe_arch('efficientnet_b5')
     assert about['mean'] == [0.485, 0.456, 0.406] and about['std'] == [0.229, 0.224, 0.225]
     assert about['tag'] == 'sw_in12k_ft_in1k'
-    assert model.about('efficientnet_b5.sw_in12k')['tag'] == 'sw_in12k'
+    assert model.describe_arch('efficientnet_b5.sw_in12k')['tag'] == 'sw_in12k'
 
 
 def test_an_unknown_architecture_is_refused_with_near_names():
     with pytest.raises(Stop, match='efficientnet_b5'):
-        model.about('eficientnet_b5')
+        model.describe_arch('eficientnet_b5')
     with pytest.raises(Stop, match='nope'):
-        model.about('efficientnet_b5.nope')
+        model.describe_arch('efficientnet_b5.nope')
 
 
 def test_local_weights_fill_the_body_and_leave_the_head_new(tmp_path):
@@ -92,7 +92,7 @@ def test_a_model_to_predict_with_gives_the_sigmoid_of_its_logits_and_fills_up_a_
     shapes, x = [], torch.randn(5, 3, 64, 64)
     with torch.no_grad():
         logits = net(x)
-        ready = model.Probability(net.train(), 8)
+        ready = model.ProbabilityModel(net.train(), 8)
         net.register_forward_pre_hook(lambda layer, inputs: shapes.append(inputs[0].shape))
         probabilities = ready(x)
     assert probabilities.shape == (5, 1) and shapes == [(8, 3, 64, 64)]
@@ -113,7 +113,7 @@ def test_in_half_precision_the_last_layer_alone_is_single(precision, dtype):
 
         getattr(net, name).register_forward_hook(note)
     with torch.no_grad():
-        out = model.Probability(net, 2, precision)(torch.randn(2, 3, 64, 64))
+        out = model.ProbabilityModel(net, 2, precision)(torch.randn(2, 3, 64, 64))
     assert seen == {'conv_stem': (dtype,) * 3, 'classifier': (torch.float32,) * 3}
     assert out.dtype == torch.float32
 
@@ -132,8 +132,9 @@ def test_a_distilled_transformer_has_several_last_layers():
             return (self.one(x) + self.two(x)) / 2
 
     net = Distilled()
-    ready = model.Probability(net, 1, 'bf16')
-    assert model.heads(net) == (net.one, net.two) and len(model.heads(model.create(ARCH, 64))) == 1
+    ready = model.ProbabilityModel(net, 1, 'bf16')
+    assert model.get_heads(net) == (net.one, net.two)
+    assert len(model.get_heads(model.create(ARCH, 64))) == 1
     dtypes = [m.weight.dtype for m in (net.body, net.one, net.two)]
     assert dtypes == [torch.bfloat16, torch.float32, torch.float32]
     assert ready(torch.randn(1, 3, 8, 8)).dtype == torch.float32

@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch) -> Run:
 
 def of(run) -> list[parts.Part]:
     """The parts as another process sees them, which has read no weights yet."""
-    return parts.of_run(run, table(), [0, 1])
+    return parts.list_parts(run, table(), [0, 1])
 
 
 def write(part, settings=SETTINGS, precision='fp32', pred=0.25) -> None:
@@ -62,7 +62,7 @@ def test_a_run_has_a_part_a_fold_for_its_held_out_and_for_the_test_images(run):
     assert names == [NAMES[:2], NAMES[2:4], NAMES[4:], NAMES[4:]]
     assert len({part.lock for part in made}) == len({part.path for part in made}) == 4
     no_test = table()[:4]
-    assert [part.kind for part in parts.of_run(run, no_test, [0, 1])] == ['oof', 'oof']
+    assert [part.kind for part in parts.list_parts(run, no_test, [0, 1])] == ['oof', 'oof']
     files.write_json(run.folder / 'config.json', CONFIG | {'skipped': ['I2']})
     assert of(run)[0].rows.image_name.tolist() == ['I1']
 
@@ -136,7 +136,7 @@ def test_parts_of_several_settings_are_no_run_to_blend(run):
     for kind in ('oof', 'test'):
         files.write_csv(run.folder / f'{kind}.csv', table())
     with pytest.raises(Stop, match='parts of 2 and 3 TTA passes'):
-        parts.n_tta(of(run))
+        parts.read_n_tta(of(run))
 
 
 def test_what_is_missing_alone_is_claimed(run):
@@ -167,7 +167,7 @@ def test_a_home_from_before_parts_had_records_is_finished_as_it_was(run):
         path.unlink()
     plan = {'n_tta': 2, 'seed': 0, 'batch_size': 8, 'precision': 'bf16', 'weights_sha256': sha256}
     files.write_json(run.folder / 'infer.json', plan)
-    assert all(part.is_made(SETTINGS) for part in of(run)) and parts.n_tta(of(run)) == 2
+    assert all(part.is_made(SETTINGS) for part in of(run)) and parts.read_n_tta(of(run)) == 2
     (run.fold(1) / WEIGHTS).write_text('trained again')
     assert not of(run)[1].is_made(SETTINGS)
     (run.fold(1) / WEIGHTS).write_text('weights 1')
@@ -182,9 +182,9 @@ def test_a_home_from_before_parts_had_records_is_finished_as_it_was(run):
 def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
     again = rf'python infer\.py --home {run.home} --only r'
     with pytest.raises(Stop, match=rf'has no oof\.csv, test\.csv: {again}'):
-        parts.n_tta(of(run))
+        parts.read_n_tta(of(run))
     make(run)
-    assert parts.n_tta(of(run)) == 2
+    assert parts.read_n_tta(of(run)) == 2
     (run.fold(1) / WEIGHTS).write_text('trained again')
     with pytest.raises(Stop, match=f'trained again since infer.py ran: {again} --n_tta 2'):
-        parts.n_tta(of(run))
+        parts.read_n_tta(of(run))

@@ -129,7 +129,7 @@ def test_it_says_what_the_files_say(home, text):
     assert f'{auc[0]:.4f}' in shown and f'{auc[1]:.4f} to {auc[2]:.4f}' in shown
     assert f'{scores["floor"]["pooled"]["auc"][0]:.4f}' in shown
     assert f'{scores["best_run"]["difference"][0]:+.4f}' in shown
-    assert f'{scores["naive"]:.4f}' in shown and 'optimistic' in shown
+    assert f'{scores["in_sample"]:.4f}' in shown and 'optimistic' in shown
     assert f'{scores["probability"]["after"]["brier"]:.4f}' in shown
     oof = pd.read_csv(home / 'report' / 'oof.csv')
     surest = oof[oof.target == 0].sort_values('pred').image_name.iloc[-1]

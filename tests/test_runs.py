@@ -40,7 +40,7 @@ def run(tmp_path) -> Run:
     ],
 )
 def test_a_runs_name_is_the_flags_that_differ_from_their_defaults(flags, name):
-    assert config.name_of(DEFAULTS | flags, DEFAULTS) == name
+    assert config.make_name(DEFAULTS | flags, DEFAULTS) == name
 
 
 @pytest.mark.parametrize('name', ['', '.', '..', '../x', 'a/b', '/x', '.hidden', 'a\x00'])
@@ -58,7 +58,7 @@ def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
     files.write_text(weights, 'weights')
     flags = FLAGS | {'home': str(tmp_path), 'size': 384, 'weights': str(weights), 'skip_bad': True}
     flags |= {'workers': 2, 'fold': 1, 'precision': 'bf16'}
-    run, made = config.of_flags(tmp_path, flags, FLAGS, ABOUT, [0])
+    run, made = config.make_run(tmp_path, flags, FLAGS, ABOUT, [0])
     assert run.folder == tmp_path / 'runs' / 'weights-w.safetensors_size-384'
     assert made['recipe'] == runs.RECIPE
     assert {k: made[k] for k in ABOUT} == ABOUT and made['size'] == 384 and made['wd'] == 0.1
@@ -71,10 +71,10 @@ def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
 
     run.begin(made | {'skipped': ['a']}, FLAGS)
     for where in ({}, {'workers': 0, 'fold': None, 'skip_bad': False}):  # the same run goes on
-        config.of_flags(tmp_path, flags | where, FLAGS, ABOUT, [0])
+        config.make_run(tmp_path, flags | where, FLAGS, ABOUT, [0])
     weights.write_text('others')
     with pytest.raises(Stop, match='weights_sha256'):
-        config.of_flags(tmp_path, flags, FLAGS, ABOUT, [0])
+        config.make_run(tmp_path, flags, FLAGS, ABOUT, [0])
 
 
 def test_the_same_flags_go_on_and_an_absent_flag_means_its_default(run):
@@ -121,27 +121,28 @@ def test_a_folder_of_a_blend_or_of_others_predictions_is_not_trained_into(name, 
 
 def test_runs_are_found_by_their_config_and_a_wrong_name_lists_those_there(tmp_path):
     with pytest.raises(Stop, match=r'python train\.py'):
-        runs.trained(tmp_path)
+        runs.find_begun(tmp_path)
     for name in ('b', 'a'):
         Run(tmp_path / 'runs' / name).begin(CONFIG, DEFAULTS)
     (tmp_path / 'runs' / 'no_run').mkdir()
-    assert [run.name for run in runs.trained(tmp_path)] == ['a', 'b']
-    assert [run.name for run in runs.trained(tmp_path, 'b, a,b')] == ['b', 'a']
+    assert [run.name for run in runs.find_begun(tmp_path)] == ['a', 'b']
+    assert [run.name for run in runs.find_begun(tmp_path, 'b, a,b')] == ['b', 'a']
     with pytest.raises(Stop, match=r'no run named c .*; there: a, b'):
-        runs.trained(tmp_path, 'c')
+        runs.find_begun(tmp_path, 'c')
 
 
 def test_a_blend_takes_runs_and_others_predictions_and_a_kept_blend_where_it_is_named(tmp_path):
     made = ['a/config.json', 'a/oof.csv', 'kept/blend.json', 'kept/oof.csv', 'theirs/test.csv']
     for path in [*made, '.hidden/oof.csv', 'nothing/notes.txt']:
         files.write_text(tmp_path / 'runs' / path, '{}')
-    assert [run.name for run in runs.predicted(tmp_path)] == ['a', 'theirs']
-    assert [run.name for run in runs.predicted(tmp_path, 'kept,a')] == ['kept', 'a']
+    assert [run.name for run in runs.find_predicted(tmp_path)] == ['a', 'theirs']
+    assert [run.name for run in runs.find_predicted(tmp_path, 'kept,a')] == ['kept', 'a']
     files.write_text(tmp_path / 'runs' / 'a,theirs' / 'oof.csv', '')
-    assert [run.name for run in runs.predicted(tmp_path, 'a,theirs')] == ['a,theirs']  # its name
+    named = runs.find_predicted(tmp_path, 'a,theirs')
+    assert [run.name for run in named] == ['a,theirs']  # its name
     with pytest.raises(Stop, match='empty name'):
-        runs.predicted(tmp_path, 'a,')
-    assert [run.name for run in runs.trained(tmp_path)] == ['a']
+        runs.find_predicted(tmp_path, 'a,')
+    assert [run.name for run in runs.find_begun(tmp_path)] == ['a']
     theirs = Run(tmp_path / 'runs' / 'theirs')
     assert theirs.skipped == [] and not theirs.has_begun and theirs.home == tmp_path
 
@@ -185,13 +186,13 @@ def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_en
 
 def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
     finish(run, 0)
-    assert run.training_note([0, 1, 2]) == (
+    assert run.describe_unfinished([0, 1, 2]) == (
         f'{run}: fold 1, 2 still to be trained: python train.py --size 384 '
         f'--home {run.home} --name r'
     )
     with locks.held(run.fold(1) / '.lock'):
         ask = 'import sys; from pathlib import Path; from lib.runs import Run\n'
-        ask += 'print(Run(Path(sys.argv[1])).training_note([1, 2]))'
+        ask += 'print(Run(Path(sys.argv[1])).describe_unfinished([1, 2]))'
         command = [sys.executable, '-c', ask, str(run)]
         note = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
     assert 'fold 1 (process ' in note and 'is at it), 2 still' in note
@@ -200,27 +201,27 @@ def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
 def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
     table = {'folds_sha256': 'of the file', 'table_sha256': 'of its rows'}
     with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
-        runs.ready([run], [0], table)
+        runs.choose_finished([run], [0], table)
     path = run.folder / 'config.json'
     for known in ({'folds_sha256': 'of the file'}, {'table_sha256': 'of its rows'}):
         files.write_json(path, CONFIG | known)
         with pytest.raises(Stop, match='no run is trained in all folds'):
-            runs.ready([run], [0], table)
+            runs.choose_finished([run], [0], table)
         assert 'passed over' in capsys.readouterr().out
     files.write_json(path, CONFIG | {'folds_sha256': 'of the file', 'table_sha256': 'of others'})
     with pytest.raises(Stop, match='another'):  # what is known of the rows decides
-        runs.ready([run], [0], table)
+        runs.choose_finished([run], [0], table)
     files.write_json(path, CONFIG | known)
     finish(run, 0)
-    assert runs.ready([run], [0], table) == [run]
+    assert runs.choose_finished([run], [0], table) == [run]
     assert run.trained_folds == [0]
     for k in (10, 2):
         finish(run, k)
     assert run.trained_folds == [0, 2, 10]
     other = Run(run.folder.with_name('other'))
-    assert runs.with_folds([run, other]) == [run]
+    assert runs.drop_untrained([run, other]) == [run]
     with pytest.raises(Stop, match='no run has a trained fold'):
-        runs.with_folds([other])
+        runs.drop_untrained([other])
 
 
 @pytest.mark.parametrize(
@@ -251,13 +252,13 @@ def test_a_strangers_config_is_checked(key, value, run):
 @pytest.mark.parametrize('command', ['rm -rf /', 'python train.py\x1b[2J'])
 def test_a_strangers_command_is_not_recommended(command, run):
     files.write_json(run.folder / 'config.json', CONFIG | {'command': command})
-    assert run.training_note([0]).endswith('trained: python train.py with its flags')
+    assert run.describe_unfinished([0]).endswith('trained: python train.py with its flags')
 
 
 def test_what_a_result_may_depend_on_is_recorded(monkeypatch):
-    about = config.environment('cpu')
+    about = config.describe_environment('cpu')
     assert about['device'] == 'cpu' and about['processes'] == 1
     assert {'python', 'torch', 'timm', 'fastai', 'kornia'} <= set(about)
     assert about['commit'] is None or len(about['commit'].removesuffix('-dirty')) == 40
     monkeypatch.setenv('PATH', '/nowhere')
-    assert config.environment('cpu')['commit'] is None  # a machine without git
+    assert config.describe_environment('cpu')['commit'] is None  # a machine without git

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fastai.vision.all import Datasets, TfmdDL
 
-from lib.sampling import Downsample, draw, monitored
+from lib.sampling import Downsample, choose_monitored, draw
 
 TARGETS = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])  # 2 melanomas, 10 benign
 
@@ -86,8 +86,8 @@ def test_no_last_batch_is_of_one_image_however_few_there_are(n_positive, n_negat
 
 
 def test_monitoring_takes_all_melanomas_and_the_same_benign_images_each_time():
-    watched = monitored(TARGETS, 6, seed=0)
+    watched = choose_monitored(TARGETS, 6, seed=0)
     assert len(watched) == 6 and TARGETS[watched].sum() == 2
-    assert (watched == monitored(TARGETS, 6, seed=0)).all()
-    assert monitored(TARGETS, 99, seed=0).tolist() == list(range(12))
-    assert TARGETS[monitored(TARGETS, 1, seed=0)].tolist().count(0) == 1  # an AUC needs both
+    assert (watched == choose_monitored(TARGETS, 6, seed=0)).all()
+    assert choose_monitored(TARGETS, 99, seed=0).tolist() == list(range(12))
+    assert TARGETS[choose_monitored(TARGETS, 1, seed=0)].tolist().count(0) == 1  # an AUC needs both

@@ -61,7 +61,7 @@ def test_the_floor_of_the_competition_is_what_others_found(shared):
         columns={'anatom_site_general_challenge': 'anatom_site'}
     )
     rows = rows.assign(source='competition', group=rows.patient_id)
-    rows['fold'] = splits.assign(rows, 5, 0)
+    rows['fold'] = splits.assign_folds(rows, 5, 0)
     pred, seen = shortcuts.predict(rows)
     assert len(seen) == 6
     assert 0.82 <= roc_auc_score(rows.target, pred) <= 0.85

@@ -43,8 +43,8 @@ def test_duplicates_join_their_groups_over_chains_and_over_images_that_are_not_t
 
 def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
     table = random_table()
-    fold = pd.Series(splits.assign(table, 5, seed=0))
-    assert splits.leaks(table.group, fold) == []
+    fold = pd.Series(splits.assign_folds(table, 5, seed=0))
+    assert splits.find_leaks(table.group, fold) == []
     assert set(fold) == set(range(5))
     counts = table.groupby(['source', fold]).target.sum().unstack()
     assert (counts.max(axis=1) - counts.min(axis=1) <= 4).all(), counts
@@ -52,9 +52,9 @@ def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
 
 def test_the_seed_decides():
     table = random_table()
-    fold = splits.assign(table, 5, seed=0)
-    assert (fold == splits.assign(table, 5, seed=0)).all()
-    assert (fold != splits.assign(table, 5, seed=1)).any()
+    fold = splits.assign_folds(table, 5, seed=0)
+    assert (fold == splits.assign_folds(table, 5, seed=0)).all()
+    assert (fold != splits.assign_folds(table, 5, seed=1)).any()
 
 
 def test_folds_that_leave_one_class_to_train_on_are_refused():
@@ -67,17 +67,17 @@ def test_folds_that_leave_one_class_to_train_on_are_refused():
 def test_a_leak_is_counted_and_named_and_rows_without_a_fold_do_not_count():
     group = pd.Series(['a', 'a', 'b', 'b', 'c', 'c'])
     fold = pd.Series([0, 1, 2, 2, 0, np.nan])
-    assert splits.leaks(group, fold) == ['a']
+    assert splits.find_leaks(group, fold) == ['a']
     with pytest.raises(Stop, match='a is in folds 0, 1'):
-        splits.check(group, fold)
-    splits.check(group[2:], fold[2:])
+        splits.check_groups(group, fold)
+    splits.check_groups(group[2:], fold[2:])
 
 
 def test_more_folds_than_groups_with_a_melanoma_are_refused():
     table = random_table()
     n = table[table.target == 1].group.nunique()
     with pytest.raises(Stop, match=f'--n_folds {n}'):
-        splits.assign(table, n + 1, seed=0)
+        splits.assign_folds(table, n + 1, seed=0)
 
 
 def test_the_leak_check_on_real_folds_of_others(shared, script):

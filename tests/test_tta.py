@@ -8,7 +8,7 @@ from fastai.vision.all import Learner, PILImage, Pipeline, TensorImage, image2te
 
 import infer
 from lib import data, model, parts, runs, speed, tta
-from lib.augment import recipe
+from lib.augment import batch_tfms
 from lib.callbacks import seed_all
 from lib.cli import Stop
 
@@ -35,9 +35,8 @@ def make(seed=0):
 
 def predict(net, rows, n_tta, seed=0, cutout=True, batch_size=3, workers=0, precision='fp32'):
     """The mean of the passes and the plain one, as infer.py has them: (n,) each."""
-    dls = data.of_rows(rows, recipe(*STATS, cutout), batch_size, workers)
-    ready = model.Probability(net, batch_size, precision)
-    learn = tta.predictor(dls, ready, tta.SeedBatch([seed]), n_tta)
+    dls = data.prediction_dls(rows, batch_tfms(*STATS, cutout), batch_size, workers)
+    learn = tta.predictor(dls, net, precision, tta.SeedBatch([seed]), n_tta)
     preds = learn.tta(n=n_tta, beta=None)[0] if n_tta else learn.get_preds()[:1] * 2
     return [pred[:, 0].double().numpy() for pred in preds]
 
@@ -45,9 +44,9 @@ def predict(net, rows, n_tta, seed=0, cutout=True, batch_size=3, workers=0, prec
 def by_hand(net, rows, n_tta, seeds=(0,), cutout=True, batch_size=3, stats=STATS):
     """The same without fastai's Learner, DataLoader and tta: a loop over passes and batches."""
     x = torch.stack([image2tensor(PILImage.create(path)) for path in rows.cached])
-    ready, passes = model.Probability(net, batch_size), []
+    ready, passes = model.ProbabilityModel(net, batch_size), []
     for number in range(n_tta + 1):
-        tfms = Pipeline(recipe(*stats, cutout), split_idx=0 if number < n_tta else 1)
+        tfms = Pipeline(batch_tfms(*stats, cutout), split_idx=0 if number < n_tta else 1)
         preds = []
         for k, batch in enumerate(x.split(batch_size)):
             seed_all(*seeds, number, k)
@@ -82,10 +81,10 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
         return its_own(self, **options)
 
     monkeypatch.setattr(Learner, 'tta', spy)
-    run = runs.trained(home, 'twin')[0]
+    run = runs.find_begun(home, 'twin')[0]
     table = parts.read_csv(home / 'folds.csv').astype({'fold': float, 'target': float})
     paths = [home / 'cache' / '64' / 'competition' / f'{name}.jpg' for name in table.image_name]
-    part = parts.of_run(run, table.assign(cached=paths), [0, 1])[3]
+    part = parts.list_parts(run, table.assign(cached=paths), [0, 1])[3]
     settings = parts.Settings(n_tta, seed=0, batch_size=32, precision='auto')
     ours = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
     assert calls == [{'n': 2, 'beta': None}] * bool(n_tta)
@@ -126,8 +125,8 @@ def test_a_prediction_that_is_not_finite_stops_and_names_the_precision_to_type(n
     torch.nn.init.constant_(net.fc.bias, bias)
     pred = torch.tensor(predict(net, rows, 1)[0])[:, None]
     with pytest.raises(Stop, match=r'runs/a: the model predicts NaN or infinity.*--precision fp32'):
-        tta.checked(pred, 'runs/a')
-    good = tta.checked(torch.tensor([[0.25], [1.0]]), '')
+        tta.check_finite(pred, 'runs/a')
+    good = tta.check_finite(torch.tensor([[0.25], [1.0]]), '')
     assert good.dtype == np.float64 and good.tolist() == [0.25, 1]
 
 
