@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t
 from sklearn.metrics import roc_auc_score
 
 from lib.cli import Stop
@@ -160,13 +160,17 @@ def percentile_interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, 
     return float(low), float(high)
 
 
-def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimate:
-    """The AUC `value` with its 95 % interval: 1.96 standard deviations of its (N_DRAWS,) draws to
-    either side, on the logit; None where half of them have no value.
+def auc_estimate(
+    value: float, draws: np.ndarray, target: np.ndarray, group: np.ndarray
+) -> Estimate:
+    """The AUC `value` with its 95 % interval: about two standard deviations of its (N_DRAWS,) draws
+    to either side, on the logit, by Student's t with as many degrees of freedom as there are groups
+    with a melanoma, less one; None where half of the draws have no value.
 
     Percentiles of the draws are too narrow where melanomas are few and the AUC is high. On
-    simulated patients with 37 melanomas and an AUC of .967 (400 sets) percentiles hold the truth
-    in 83 %, this interval in 89 %; with 15 melanomas and an AUC of .901 in 86 % and 93 %.
+    simulated patients (300 sets each) with 37 melanomas and an AUC of .967 percentiles hold the
+    truth in 88 %, 1.96 standard deviations in 94 % and this interval in 95 %; with 15 melanomas and
+    an AUC of .901 in 88, 94 and 96 %.
     """
     if np.isnan(draws).mean() > 0.5:
         return Estimate(value)
@@ -174,7 +178,9 @@ def auc_estimate(value: float, draws: np.ndarray, target: np.ndarray) -> Estimat
     nearest = 0.5 / (np.sum(target == 1) * np.sum(target == 0))
     spread = np.nanstd(logit(np.clip(draws, nearest, 1 - nearest)))
     center = logit(np.clip(value, nearest, 1 - nearest))
-    low, high = expit(center - 1.96 * spread), expit(center + 1.96 * spread)
+    n_groups = len(np.unique(np.asarray(group)[np.asarray(target) == 1]))
+    width = spread * t.ppf(0.975, max(n_groups - 1, 1))
+    low, high = expit(center - width), expit(center + width)
     return Estimate(float(value), float(min(low, value)), float(max(high, value)))
 
 
@@ -206,7 +212,7 @@ def measure_with_draws(
     draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
     for name, value, drawn in zip(MEASURES, values, draws.T, strict=True):
         figures[name] = Estimate(float(value), *percentile_interval(drawn))
-    figures['auc'] = auc_estimate(values[0], draws[:, 0], target)
+    figures['auc'] = auc_estimate(values[0], draws[:, 0], target, oof.group)
     return figures, draws[:, 0]
 
 
@@ -234,7 +240,7 @@ def compare_paired(
     draws = bootstrap(target, preds, group)[:, :, 0]
     aucs, differences = [], []
     for value, drawn in zip(values, draws.T, strict=True):
-        aucs.append(auc_estimate(value, drawn, target))
+        aucs.append(auc_estimate(value, drawn, target, group))
         apart = drawn - draws[:, base]
         low, high = percentile_interval(apart)
         n_below, n_above = (apart <= 0).sum(), (apart >= 0).sum()

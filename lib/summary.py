@@ -60,7 +60,7 @@ def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
         aucs, draws = zip(*scored, strict=True)
         # no group is in two folds, so draws of the folds may be paired in any order
         mean, draws = float(np.mean(aucs)), np.mean(draws, axis=0)
-        summary['fold_mean'] = score.auc_estimate(mean, draws, oof.target)
+        summary['fold_mean'] = score.auc_estimate(mean, draws, oof.target, oof.group)
     if len(scored) > 1:
         summary['fold_sd'] = float(np.std(aucs, ddof=1))
     if oof.source.nunique() > 1:

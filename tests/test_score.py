@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from scipy.stats import rankdata
+from scipy.special import logit
+from scipy.stats import rankdata, t
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from lib import score, summary
@@ -112,6 +113,9 @@ def test_an_interval_holds_the_truth_where_melanomas_are_few():
         held['logit'] += figures['auc'].low <= 0.966 <= figures['auc'].high
         assert 0 < figures['auc'].low < figures['auc'].value <= figures['auc'].high <= 1
     assert held['logit'] >= 90 and held['logit'] > held['percentile'] + 3
+    center, high = logit([figures['auc'].value, figures['auc'].high])
+    spread = logit(np.clip(draws, 0, 1 - 0.5 / (15 * 185))).std()
+    assert high - center == pytest.approx(t.ppf(0.975, 14) * spread)  # of 15 patients
 
 
 def test_below_fifty_melanomas_the_other_intervals_are_said_to_be_approximate():
