@@ -20,7 +20,7 @@ def main(
     name: str | None = None,  # keep the blend as HOME/runs/NAME, so that it can be blended again
     calibrate: str | None = None,  # platt: fit prob to the out-of-fold predictions, across folds
     prior: float | None = None,  # rate of melanomas that prob is for; by default the competition's
-    images: bool = True,  # images of patients in the report; --noimages for one that is passed on
+    images: bool = True,  # show images of patients in the report; --noimages before you share it
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     cli.check_one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
@@ -29,13 +29,13 @@ def main(
     if mix is not None and (only is not None or how != 'mean'):
         raise cli.Stop('--mix names its runs and their weights itself; leave --only and --how out')
     home = Path(home)
-    keep_as = lib.runs.Run(lib.runs.folder(home, name)) if name is not None else None
-    by_hand = lib.blending.parse_mix(mix) if mix is not None else None
-    runs = lib.runs.find_predicted(home, ','.join(by_hand) if by_hand else only)
+    blend_run = lib.runs.Run(lib.runs.run_folder(home, name)) if name is not None else None
+    mix_weights = lib.blending.parse_mix(mix) if mix is not None else None
+    runs = lib.runs.find_runs(home, ','.join(mix_weights) if mix_weights else only, True)
     names = [run.name for run in runs]
-    record = {'how': how, 'mix': by_hand, 'runs': names, 'calibrate': calibrate, 'prior': prior}
-    if keep_as:
-        lib.provenance.check_free(keep_as, record)
+    record = {'how': how, 'mix': mix_weights, 'runs': names, 'calibrate': calibrate, 'prior': prior}
+    if blend_run:
+        lib.provenance.check_free(blend_run, record)
     table, labelled, test = lib.tables.read_split(home / 'folds.csv')  # None where it is not there
     record |= lib.provenance.check_runs(runs, table, home / 'folds.csv')
 
@@ -44,11 +44,11 @@ def main(
     tests = lib.predictions.read_tests(runs, test)
     lib.predictions.check_range(how, oofs, tests)
     if oofs is None and (how in lib.blending.FITTED or calibrate):
-        raise cli.Stop('a run without oof.csv has nothing that weights or --calibrate could fit')
+        raise cli.Stop('--how greedy, --how stack and --calibrate need an oof.csv in every run')
     record['predictions_sha256'] = lib.provenance.hash_predictions(runs)
 
     # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
-    weights = [by_hand[n] for n in names] if by_hand else [1 / len(names)] * len(names)
+    weights = [mix_weights[n] for n in names] if mix_weights else [1 / len(names)] * len(names)
     oof, scores = None, {'blend': record}
     if oofs is not None:
         # A fold is blended by weights that were fitted without it, so that its score is honest.
@@ -64,8 +64,8 @@ def main(
         record['intercept'] = weights[-1]
 
     if oof is None:
-        so = '' if prior is None else '; --prior has no effect'
-        print(f'no out-of-fold score and no prob, since not all of these runs have an oof.csv{so}')
+        so = '' if prior is None else '; --prior is ignored'
+        print(f'no out-of-fold score and no prob, since not every run has an oof.csv{so}')
     else:
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
@@ -74,7 +74,7 @@ def main(
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, record, refit)
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files
-        save(home, keep_as, table, oof, tests, scores)
+        save(home, blend_run, table, oof, tests, scores)
         print(lib.report.write(home, images))
 
 
@@ -92,28 +92,28 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     if how in lib.blending.FITTED:
         scaled = lib.blending.to_scale(how, oofs.preds, oofs.folds)
         scores['in_sample'] = lib.score.auc(oof.target, lib.blending.weigh(how, scaled, weights))
-        print(f'fitted and scored on the same images: {scores["in_sample"]:.4f}, optimistic')
+        print(f'in-sample AUC of the fitted weights, optimistic: {scores["in_sample"]:.4f}')
     scores['floor'] = lib.shortcuts.measure(oof)
     print(lib.shortcuts.describe(scores['floor']))
     return scores
 
 
-def save(home: Path, keep_as, table, oof, tests, scores: dict) -> None:
-    """Write the submission, what the report is made from, and the run that keeps the blend."""
-    if keep_as:
-        lib.provenance.keep(keep_as, scores['blend'])  # before the predictions that it explains
-    for folder in (home / 'report', *([keep_as.folder] if keep_as else [])):
+def save(home: Path, blend_run, table, oof, tests, scores: dict) -> None:
+    """Write submission.csv, the tables of the report, and with --name the folder of the blend."""
+    if blend_run:
+        lib.provenance.keep(blend_run, scores['blend'])  # before the predictions that it explains
+    for folder in (home / 'report', *([blend_run.folder] if blend_run else [])):
         lib.predictions.write(folder, oof, tests)
     lib.files.write_json(home / 'report' / 'scores.json', scores)
     path, record = home / 'submission.csv', scores['blend']
     if tests is None:
-        was = '; the submission.csv of an earlier blend is deleted' if path.exists() else ''
+        deleted = '; the submission.csv of an earlier blend is deleted' if path.exists() else ''
         path.unlink(missing_ok=True)
-        print(f'there are no test images, so there is nothing to submit{was}')
+        print(f'there are no test images, so there is nothing to submit{deleted}')
     else:
         lib.predictions.write_submission(path, tests, lib.tables.competition_of(table, oof))
-        way = 'mix' if record['mix'] else record['how']
-        print(f'{path}: {len(tests)} rows, the {way} of {len(record["runs"])} runs')
+        method = 'mix' if record['mix'] else record['how']
+        print(f'{path}: {len(tests)} rows, the {method} of {len(record["runs"])} runs')
 
 
 if __name__ == '__main__':

@@ -18,10 +18,10 @@ def main(
     home: str = '.',  # folder that folds.csv is written to
     n_folds: int = 5,  # number of folds
     seed: int = 0,  # the same seed gives the same folds, byte for byte
-    # sets under DATA/external to add, such as isic2019,isic2017: an image that two sets share
-    # counts once, for the first. By default all that are there; 'none' for none
+    # sets under DATA/external to add, such as isic2019,isic2017, or 'none'; by default all that
+    # are there. Of an image that several sets have, the copy of the first is kept
     external: str | None = None,
-    check: str | None = None,  # only count the groups in two folds of this CSV, make nothing
+    check: str | None = None,  # only count the groups that are in two folds of this CSV
     fold_column: str = 'fold',  # the column of --check's folds; a negative fold is none
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo
 ) -> None:
@@ -31,9 +31,7 @@ def main(
         table = lib.tables.read_csv(path, [fold_column])
         return lib.splits.report_leaks(path, table, fold_column, duplicates)
     cli.check_within(2, n_folds=n_folds)
-    cli.check_within(0, seed=seed)
-    if seed >= 2**32:
-        raise cli.Stop(f'--seed must be below {2**32}, not {seed}')
+    cli.check_within(0, 2**32 - 1, seed=seed)
     if demo:
         if (data, home) != ('data', '.'):
             raise cli.Stop('--demo has a place of its own, data/demo; leave --data and --home out')
@@ -50,7 +48,7 @@ def main(
     sources = lib.archives.choose_external(external, data / 'external')
     table, dropped = lib.archives.read_all(data, sources, home)
     for source in sources:
-        print(f'{source}: {dropped.get(source, 0)} images dropped that a set before it has')
+        print(f'{source}: {dropped.get(source, 0)} images dropped that an earlier set has already')
     duplicates = lib.archives.read_duplicates(data)
     if duplicates is not None:
         print(f'{len(duplicates)} known pairs of duplicates keep their groups together')
@@ -66,7 +64,7 @@ def main(
     table['path'] = [Path(to[os.path.dirname(p)], Path(p).name).as_posix() for p in table.path]
     write(table, home)
     print_folds(table[labelled])
-    # what a model scores on these folds that sees no pixel, to stand beside every score
+    # The AUC of a model that sees no pixel, to compare every later score with
     print(lib.shortcuts.describe(lib.shortcuts.measure(table[labelled])))
     n_train, n_test = labelled.sum(), (~labelled).sum()
     print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
@@ -83,13 +81,13 @@ def write(table, home: Path) -> None:
                     f'{path} would change, and the runs under {home / "runs"} were trained on it '
                     'as it is: choose another --home, or move the runs away'
                 )
-            name_rows(home, lib.files.sha256(path), lib.tables.hash_rows(table))
+            add_table_sha256(home, lib.files.sha256(path), lib.tables.hash_rows(table))
             print(f'{path}: only paths and native sizes have changed, so the runs stay good')
         lib.files.write_text(path, text)
 
 
-def name_rows(home: Path, folds_sha256: str, table_sha256: str) -> None:
-    """Have old runs, which know only the hash of the whole folds.csv, name that of its rows."""
+def add_table_sha256(home: Path, folds_sha256: str, table_sha256: str) -> None:
+    """Add the hash of the rows to runs of older versions, which saved that of the file only."""
     for path in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
         config = lib.files.read_json(path)
         if config.get('folds_sha256') == folds_sha256 and 'table_sha256' not in config:
@@ -97,7 +95,7 @@ def name_rows(home: Path, folds_sha256: str, table_sha256: str) -> None:
 
 
 def print_folds(table) -> None:
-    """Print a row a fold and source."""
+    """Print the counts of images, groups and positives by fold and source."""
     columns = {'images': ('target', 'size'), 'groups': ('group', 'nunique')}
     positives = lib.tables.competition_of(table).positives
     columns |= {positives: ('target', 'sum'), 'rate': ('target', 'mean')}

@@ -1,8 +1,8 @@
-"""Train one architecture, fold after fold. The same command goes on where it stopped.
-The README's small run: 12 minutes of one CPU core a fold, AUC .879 [.865, .892] without TTA.
+"""Train one architecture, one fold at a time. The same command continues an interrupted run.
+The README's small run: 11 minutes of one CPU core per fold, AUC .879 [.865, .892] without TTA.
 
 python train.py --size 512 --cutout           # efficientnet_b5, five folds
-python train.py --lr_find                     # the range test on the first fold; trains nothing
+python train.py --lr_find                     # suggest learning rates by a range test on one fold
 """
 
 from pathlib import Path
@@ -21,21 +21,21 @@ def main(
     size: int = 512,  # side of the square images, in pixels
     cutout: bool = False,  # erase a random rectangle in every second training image
     epochs: int = 20,  # each shows all melanomas, and --neg_ratio times as many benign images
-    batch_size: int = 8,  # images a batch, of all processes of a launcher together
-    accumulate: int = 1,  # batches a step of the optimizer
+    batch_size: int = 8,  # images per batch, counted over all processes of a launcher
+    accumulate: int = 1,  # batches per optimizer step (gradient accumulation)
     lr_min: float = 5e-6,  # learning rate at the start and the end of one-cycle
     lr_max: float = 2e-4,  # learning rate at its peak, after a quarter of the steps
     wd: float = 0.1,  # AdamW's weight decay
     neg_ratio: float = 1.0,  # benign images for each melanoma, drawn anew each epoch; 0 takes all
-    seed: int = 0,  # of everything drawn at random; another seed trains another model to blend
+    seed: int = 0,  # of all random numbers; another seed trains another model to blend
     fold: int | None = None,  # train this fold only, so that folds can be spread over machines
-    lr_find: bool = False,  # only suggest --lr_min and --lr_max, and draw what they are read from
-    workers: int | None = None,  # processes that read images; beside a GPU one a core, at most 8
+    lr_find: bool = False,  # only run the LR range test: suggest --lr_min and --lr_max, and draw it
+    workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default bf16 or fp16 on a GPU, else fp32
-    skip_bad: bool = False,  # train without the images that cannot be read, and score without them
+    skip_bad: bool = False,  # leave images that cannot be read out of training and scoring
     log: str | None = None,  # tensorboard or wandb: follow the run there, too
 ) -> None:
-    """Train on HOME/folds.csv into HOME/runs/NAME; two such processes share out the folds."""
+    """Train on HOME/folds.csv into HOME/runs/NAME; several such processes share the folds."""
     flags, defaults = dict(locals()), main.__kwdefaults__
     lib.config.check(flags)
     home, weights = Path(home), weights and Path(weights)
@@ -82,7 +82,7 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     batch = learn.dls.train.one_batch()
     lib.pictures.draw_batch(folder / 'batch.png', *batch, config['mean'], config['std'])
     history = lib.callbacks.History(folder / 'history.csv', k)
-    resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # saves epochs, and goes on
+    resume = lib.callbacks.Resume(folder / 'state.pt', k, history)  # saves, and continues there
     follow = lib.follow.Follow(log, run, k, history)
     cbs += [lib.callbacks.StopOnNaN(k), history, follow, resume]
     div = config['lr_max'] / config['lr_min']
@@ -95,10 +95,10 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     held_out = table[table.fold == k]
     tfms = lib.augment.batch_tfms(config['mean'], config['std'])
     dls = lib.data.prediction_dls(held_out, tfms, 4 * config['batch_size'], workers)
-    half = lib.speed.inference_precision('auto', device)
-    used = {'precision': precision, 'scoring_precision': 'fp32' if precision == 'fp32' else half}
+    scoring = 'fp32' if precision == 'fp32' else lib.speed.inference_precision('auto', device)
+    used = {'precision': precision, 'scoring_precision': scoring}
     net = lib.speed.fuse_batch_norms(learn.model, config['size'])
-    predictor = lib.tta.predictor(dls, net, used['scoring_precision'], label='score')
+    predictor = lib.tta.predictor(dls, net, scoring, label='score')
     pred = lib.tta.check_finite(predictor.get_preds()[0], str(folder))
     about = lib.config.describe_environment(lib.devices.describe(device))
     run.finish(k, held_out, pred, about | used | {'seconds': history.seconds})

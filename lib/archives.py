@@ -13,9 +13,10 @@ data/
 ISIC 2024, in the place of the first two lines:
   train-metadata.csv test-metadata.csv sample_submission.csv
   train-image/image/*.jpg test-image.hdf5        # either split as files, or as HDF5
-On a drawn set of its size (401,059 training images, 3,000 to predict), on one of two shared cores:
-folds.py 47 s and 1.1 GB, of which 3,000 images to unpack 2 s; the cache at 128 px 2 ms and 6 KB an
-image; an epoch of tf_efficientnet_lite0 at 128 px 20 s; blend.py of three runs 28 s and 0.7 GB.
+On a synthetic set of its size (401,059 training images, 3,000 to predict), on one of two shared
+cores: folds.py 47 s and 1.1 GB, of which 3,000 images to unpack 2 s; the cache at 128 px 2 ms and
+6 KB an image; an epoch of tf_efficientnet_lite0 at 128 px 20 s; blend.py of three runs 28 s and
+0.7 GB.
 """
 
 from collections.abc import Sequence
@@ -192,16 +193,16 @@ def read_all(
     table = parse_columns(table.drop(columns=['group', 'fold']))
     # ISIC 2024 asks for other cancers too, which the older sets do not count
     table.loc[table.diagnosis.isin(competition_of(table).diagnoses), 'target'] = 1.0
-    # what all archives call an image: ISIC 2019 renamed those that it shrank
+    # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     ids = table.image_name.str.removesuffix('_downsampled')
     # where only the dropped copy of an image names its lesion, the other copy takes the name over
     table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
-    again = ids.duplicated()
-    if (both := again & (table.split == 'test')).any():
+    is_repeated = ids.duplicated()
+    if (both := is_repeated & (table.split == 'test')).any():
         name = table.image_name[both].iloc[0]
         raise Stop(f'the test image {name} is among the training images too')
-    dropped = table[again].source.value_counts().to_dict()
-    return _add_native_size(table[~again].reset_index(drop=True)), dropped
+    dropped = table[is_repeated].source.value_counts().to_dict()
+    return _add_native_size(table[~is_repeated].reset_index(drop=True)), dropped
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:

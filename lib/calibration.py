@@ -11,7 +11,7 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from lib.cli import Stop
-from lib.prior import class_weights, evaluation_rows, melanoma_rate, odds_of_level, to_prior
+from lib.prior import class_weights, evaluation_rows, fit_odds, melanoma_rate, to_prior
 
 SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 N_BINS = 10
@@ -101,13 +101,8 @@ def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.
 
 
 def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float:
-    """The highest value of `pred` such that at least `sensitivity` of the melanomas reach it.
-
-    Raises: Stop where there is no melanoma.
-    """
+    """The highest `pred` that at least `sensitivity` of the melanomas reach; there must be one."""
     melanomas = np.sort(pred[target == 1])[::-1]
-    if not len(melanomas):
-        raise Stop('there is no target of 1 to choose a threshold by')
     return float(melanomas[int(np.ceil(sensitivity * len(melanomas) - 1e-9)) - 1])
 
 
@@ -167,8 +162,8 @@ def _calibrate(
     pred, target = oof.pred.to_numpy(), oof.target.to_numpy()
     if blend['of_ranks'] and oof.source.nunique() > 1:
         raise Stop(
-            'out-of-fold images were ranked among those of all sources, test images among '
-            'themselves, so no curve turns both into probabilities; --how mean has them'
+            'out-of-fold predictions were ranked over all sources and test predictions among '
+            'themselves, so no curve fits both; --how mean gives probabilities'
         )
     own, population = evaluation_rows(oof)
     odds, calibrate, prior = (blend[key] for key in ('odds', 'calibrate', 'prior'))
@@ -182,14 +177,13 @@ def _calibrate(
     if calibrate is not None:
         prob, curve = fit_platt_across_folds(pred, oof, own, prior, pred_without)
     else:
-        trained_at = odds_of_level(pred[own], prior, weight) if odds is None else odds
+        trained_at = fit_odds(pred[own], prior, weight) if odds is None else odds
         curve = partial(to_prior, prior=prior, odds=trained_at)
         prob = curve(pred)
     if len(np.unique(target[own])) > 1:
         for name, values in (('before', pred[own]), ('after', prob[own])):
             facts[name] = measure_quality(target[own], values, weight)._asdict()
-            bins = reliability(target[own], values, weight)
-            facts[f'bins_{name}'] = bins.to_dict('records')
+            facts[f'bins_{name}'] = reliability(target[own], values, weight).to_dict('records')
         facts['thresholds'] = thresholds(target[own], pred[own], curve, prior)
     return prob, curve, facts
 
@@ -200,13 +194,13 @@ def describe(facts: dict[str, Any]) -> str:
         return f'no prob: {facts["note"]}'
     rate = f'the rate {facts["prior"]:.4g}'
     if facts['calibrate']:
-        way = f'fitted by {facts["calibrate"]} across folds; the curve comes from the models of '
-        way += 'single folds and is applied to the mean of all'
+        method = f'fitted by {facts["calibrate"]} across folds; the curve comes from the models of '
+        method += 'single folds and is applied to the mean of all'
     elif facts['odds'] is None:
-        way = f'pred moved so that its mean is {rate}, since {facts["no_odds"]}'
+        method = f'pred moved so that its mean is {rate}, since {facts["no_odds"]}'
     else:
-        way = f'pred moved from odds of {facts["odds"]:.3g} to {rate}'
-    return f'probabilities: {way}; judged on {facts["population"]}'
+        method = f'pred moved from odds of {facts["odds"]:.3g} to {rate}'
+    return f'probabilities: {method}; judged on {facts["population"]}'
 
 
 def format_quality(facts: dict[str, Any]) -> str:

@@ -121,8 +121,9 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     except BaseException as e:
         # a library may turn an interrupt into its own error, such as one of ended workers
         if interrupts or isinstance(e, KeyboardInterrupt):
-            again = shlex.join(['python', sys.argv[0], *args])
-            print(f'stopped; kept: {KEPT[0]}. The same command goes on: {again}', file=sys.stderr)
+            command_line = shlex.join(['python', sys.argv[0], *args])
+            kept = f'stopped; kept: {KEPT[0]}'
+            print(f'{kept}. The same command goes on: {command_line}', file=sys.stderr)
             raise SystemExit(130) from None
         if sentence := explain(e):
             raise SystemExit(f'error: {sentence}') from None
@@ -150,7 +151,7 @@ def explain(error: BaseException) -> str | None:
     of_card = type(error).__name__ == 'OutOfMemoryError'  # torch's, which is not imported here
     if isinstance(error, RuntimeError) and (of_card or 'allocate memory' in str(error)):
         full = 'the GPU is out of memory' if of_card else 'out of memory'
-        return f'{full}; try a smaller --batch_size, train with --accumulate 2 --batch_size 4'
+        return f'{full}; try a smaller --batch_size (in training: --accumulate 2 --batch_size 4)'
     if isinstance(error, RuntimeError) and str(error).startswith('DataLoader worker'):
         return (
             'a process that reads images was ended from outside, perhaps for lack of memory; run '

@@ -55,7 +55,7 @@ def compare_runs(
             'weight': weights[i],
             'correlation': (rho[i].sum() - 1) / (k - 1) if k > 1 else None,
             'correlations': rho[i],
-            'without': auc_without(i) if k > 1 else None,
+            'auc_without': auc_without(i) if k > 1 else None,
         }
         for i, name in enumerate(oofs.names)
     }
@@ -78,19 +78,19 @@ def describe_best_run(best: dict[str, Any]) -> str:
     """A sentence that says what `compare_with_best_run` returned."""
     run, difference = shorten(best['run']), Difference(*best['difference'])
     return (
-        f'the blend less the best single run, {run}: {difference}; this is conservative, since the '
-        'best run is picked by this same AUC'
+        f"the blend's AUC minus that of the best single run, {run}: {difference}; this is "
+        'conservative, since the best run is chosen by this same AUC'
     )
 
 
 def format_runs(runs: dict[str, dict[str, Any]], best: dict[str, Any] | None) -> str:
-    """A table of `compare_runs`, a row a run, and the sentence about the best run."""
+    """A table of the runs, one row each, and the sentence on the best run, from `compare_runs`."""
     table = pd.DataFrame(index=[shorten(name) for name in runs])
     table['weight'] = [f'{run["weight"]:.3f}' for run in runs.values()]
     table['AUC'] = [str(run['auc']) for run in runs.values()]
     differences = [str(run['difference']) for run in runs.values()]
-    table['less the blend'] = differences if len(runs) > 1 else '-'
-    for column, key in (('agreement', 'correlation'), ('without it', 'without')):
+    table['minus blend'] = differences if len(runs) > 1 else '-'
+    for column, key in (('Spearman', 'correlation'), ('without it', 'auc_without')):
         values = [run[key] for run in runs.values()]
         table[column] = ['-' if value is None else f'{value:.4f}' for value in values]
     text = format_table(table)

@@ -9,15 +9,15 @@ from typing import Any
 
 from lib import cli, files, ranks, tables
 from lib.cli import Stop
-from lib.runs import MAX_SIZE, RECIPE, Run, folder
+from lib.runs import MAX_SIZE, RECIPE, Run, run_folder
 
 # Flags that do not decide the result, so config.json leaves them out
-PLACES = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad', 'log')
+NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad', 'log')
 
 
 def check(flags: dict[str, Any]) -> None:
     """Check the flags of train.py. Raises: Stop where one is wrong or two contradict each other."""
-    cli.check_within(64, size=flags['size'])
+    cli.check_within(64, MAX_SIZE, size=flags['size'])
     cli.check_within(1, **{k: flags[k] for k in ('epochs', 'accumulate')})
     cli.check_within(2, batch_size=flags['batch_size'])  # one image has no batch statistics
     cli.check_within(0, **{k: flags[k] for k in ('lr_min', 'lr_max', 'wd', 'neg_ratio', 'seed')})
@@ -25,8 +25,6 @@ def check(flags: dict[str, Any]) -> None:
     low, high = flags['lr_min'], flags['lr_max']
     if not 0 < low <= high < 10:
         raise Stop(f'expected 0 < --lr_min <= --lr_max < 10, found {low} and {high}')
-    if flags['size'] > MAX_SIZE:
-        raise Stop(f'--size must be {MAX_SIZE} or less, not {flags["size"]}')
     if flags['weights'] is not None and not flags['pretrained']:
         raise Stop('--weights and --nopretrained contradict each other; leave one out')
     if flags['lr_find'] and ranks.WORLD > 1:
@@ -37,8 +35,6 @@ def check(flags: dict[str, Any]) -> None:
             version(log)  # a folder named wandb, as wandb makes, could be imported too
         except PackageNotFoundError:
             raise Stop(f'--log {log} needs a package that is not here: pip install {log}') from None
-    if flags['name'] is not None:
-        folder(Path(flags['home']), flags['name'])
 
 
 def choose_folds(fold: int | None, folds: list[int]) -> list[int]:
@@ -69,14 +65,14 @@ def make_run(
     typed = select_deciding(flags) | {'home': str(home), 'name': name}
     typed['skip_bad'] = flags['skip_bad']
     config |= about | {'recipe': RECIPE} | tables.fingerprint(home / 'folds.csv')
-    run = Run(folder(home, name))
+    run = Run(run_folder(home, name))
     run.check(config, defaults, folds)
     return run, config | {'command': cli.command('train.py', typed, defaults)}
 
 
 def select_deciding(flags: dict[str, Any]) -> dict[str, Any]:
     """Those of train.py's `flags` that decide the result."""
-    return {flag: value for flag, value in flags.items() if flag not in PLACES}
+    return {flag: value for flag, value in flags.items() if flag not in NOT_IN_CONFIG}
 
 
 def make_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:

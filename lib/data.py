@@ -7,14 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from fastai.vision.all import (
-    DataLoaders,
-    Datasets,
-    PILImage,
-    TfmdDL,
-    ToTensor,
-    Transform,
-)  # fmt: skip
+from fastai.vision.all import DataLoaders, Datasets, PILImage, TfmdDL, ToTensor, Transform
 
 from lib import ranks
 from lib.cli import Stop

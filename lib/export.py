@@ -111,15 +111,15 @@ def write_card(run: Run, parts: list[Part], oof: pd.DataFrame, prior: float | No
     page |= {'sources': SOURCES, 'counts': counts, 'licence': choose_licence(list(counts))}
     page |= {'plain': scores['plain pass'], 'passes': list(passes), 'floor': floor}
     page['table'] = summary.tabulate(scores | {'shortcut floor': floor})
-    page['metadata'] = describe(run.name, page['licence'], scores).to_yaml()
+    page['metadata'] = card_metadata(run.name, page['licence'], scores).to_yaml()
     page |= {'summary': summary, 'shortcuts': shortcuts, 'calibration': calibration}
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **style)
     return environment.get_template('card.jinja').render(page) + '\n'
 
 
-def describe(name: str, licence: str, scores: dict[str, dict]) -> ModelCardData:
-    """What the hub reads of a card: the licence, tags, the AUCs pooled and within each source."""
+def card_metadata(name: str, licence: str, scores: dict[str, dict]) -> ModelCardData:
+    """The card's metadata for the hub: licence, tags, and the AUC pooled and by source."""
     task, results = 'image-classification', []
     for label, of in scores.items():
         for source, figures in ({'all sources': of['pooled']} | of.get('sources', {})).items():

@@ -73,14 +73,14 @@ def draw_predictions(oof: pd.DataFrame, scores: dict[str, Any]) -> list[dict[str
     title = 'AUC by fold, source and subgroup'
     figures.append(to_svg(title, _draw_forest, rows, positives, size=size, note=note))
     if 'before' in facts:
-        note = 'Each bin holds as many images; on the line, probabilities are rates.'
+        note = 'Bins hold equally many images. The dotted line is perfect calibration.'
         args = (facts, positives)
         figures.append(to_svg('Reliability, before and after', _draw_reliability, *args, note=note))
     return [*figures, to_svg('Predictions', _draw_histogram, target, pred, positives)]
 
 
 def curves_with_bands(
-    target: np.ndarray, pred: np.ndarray, group: np.ndarray, seed: int = 0
+    target: np.ndarray, pred: np.ndarray, group: np.ndarray
 ) -> dict[str, np.ndarray]:
     """The ROC and precision-recall curves with 95 % bands over draws of whole groups.
 
@@ -103,7 +103,8 @@ def curves_with_bands(
         reached = np.searchsorted(tp, np.maximum(grid * tp[-1] - 1e-9, 1e-9))
         return np.stack([roc, (tp / np.maximum(called, 1))[np.minimum(reached, len(tp) - 1)]])
 
-    draws = [at_grid(counts) for counts in resample(group, N_BAND_DRAWS, seed)]
+    code, weights = resample(group, N_BAND_DRAWS, seed=0)
+    draws = [at_grid(weight[code]) for weight in weights]
     low, high = np.nanpercentile(draws, [2.5, 97.5], axis=0)
     value = at_grid(np.ones(len(pred)))
     roc, precision = np.stack([value, low, high], axis=-1)
@@ -182,10 +183,10 @@ def draw_correlations(names: Sequence[str], rho: np.ndarray) -> dict[str, str]:
 
 
 def draw_histories(runs: Mapping[str, Path]) -> list[dict[str, str]]:
-    """AUC and loss on the held-out fold by epoch, a line a fold, of the runs that train.py made."""
+    """AUC and loss on the held-out fold by epoch, one line per fold, of the runs of train.py."""
     paths = {name: sorted(run.glob('fold*/history.csv')) for name, run in runs.items()}
     histories = {name: [pd.read_csv(p) for p in folds] for name, folds in paths.items() if folds}
-    note = 'A line a fold; on its images of target 1 and a sample of the others.'
+    note = 'One line per fold, on its images of target 1 and a sample of its benign images.'
     return [
         to_svg(f'Held-out {name} by epoch', _draw_histories, histories, column, note=note)
         for name, column in (('AUC', 'auc'), ('loss', 'valid_loss'))

@@ -2,10 +2,10 @@
 
 tensorboard --logdir HOME/runs                   # a curve a fold, under its run's name
 wandb sync HOME/runs/NAME/wandb/offline-run-*    # after a training with WANDB_MODE=offline
-python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb    # with this --
+python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb    # -- is needed
 
 Both get config.json, less the command, which holds the way to HOME; each row of history.csv; the
-scores; and batch.png, which is sixteen training images, and history.png.
+scores; and batch.png, which is up to sixteen training images, and history.png.
 """
 
 import json
@@ -107,7 +107,7 @@ class Follow(Callback):
     """Passes on to what `log` names, if any, the rows of `history`, and at the end the scores.
 
     Each start passes on all rows, those that Resume has put back too, so that a fold that goes on
-    is one whole curve. A logger that fails is told in one line and gets nothing more.
+    is one whole curve. A logger that fails is reported in one line and gets nothing more.
     """
 
     order = (History.order + Resume.order) / 2

@@ -42,7 +42,7 @@ def activation_map(net: torch.nn.Module, x: torch.Tensor) -> tuple[torch.Tensor,
     return (gradient.sum((2, 3), keepdim=True) * features).sum(1).detach(), logits.detach()[:, 0]
 
 
-def explain(
+def compute_maps(
     run: Run, folds: Sequence[int], rows: pd.DataFrame, random: bool = False
 ) -> list[np.ndarray]:
     """The maps (n, h, w) and logits (n,) of the images `rows.cached`, not augmented, in fp32.
@@ -110,12 +110,15 @@ def draw_run(run: Run, oof: pd.DataFrame, n: int) -> None:
             rows = pd.concat([chosen, sample]).drop_duplicates('image_name').sort_values('fold')
             rows['cached'] = images.cache(rows, run.home, run.config['size'])
             folds = [([k], part) for k, part in rows.groupby('fold')]
-            trained = [explain(run, *f) for f in folds]
+            trained = [compute_maps(run, *f) for f in folds]
             maps, rows['logit'] = map(np.concatenate, zip(*trained, strict=True))
-            by_random = np.concatenate([explain(run, *f, random=True)[0] for f in folds])
-            drawn, measured = (rows.image_name.isin(r.image_name) for r in (chosen, sample))
-            facts = pictures.draw_heat_maps(path.parent, rows[drawn], maps[drawn]) | {'n': n}
-            facts |= measure(rows.target[measured], maps[measured], by_random[measured])
+            by_random = np.concatenate([compute_maps(run, *f, random=True)[0] for f in folds])
+            names = rows.image_name
+            is_chosen, is_measured = names.isin(chosen.image_name), names.isin(sample.image_name)
+            facts = pictures.draw_heat_maps(path.parent, rows[is_chosen], maps[is_chosen]) | {
+                'n': n
+            }
+            facts |= measure(rows.target[is_measured], maps[is_measured], by_random[is_measured])
             files.write_json(path, facts)
         facts = files.read_json(path)
         print(f'{path.parent}: {facts["pictures"]} images, {facts["legend"]}; {facts["measured"]}')
@@ -128,6 +131,6 @@ def draw_images(runs: Sequence[Run], table: pd.DataFrame, folder: Path, n: int) 
     for run in runs:
         with tempfile.TemporaryDirectory() as home:
             rows['cached'] = images.cache(rows, Path(home), run.config['size'])
-            maps, rows['logit'] = explain(run, run.trained_folds, rows)
+            maps, rows['logit'] = compute_maps(run, run.trained_folds, rows)
             facts = pictures.draw_heat_maps(folder / run.name, rows, maps)
         print(f'{folder / run.name}: {facts["pictures"]} images, {facts["legend"]}')

@@ -97,12 +97,8 @@ def list_images(folder: Path) -> pd.DataFrame:
         shown = [p for p in below if not any(s.startswith('.') for s in p.relative_to(base).parts)]
         paths = [path for path in shown if path.suffix.lower() in SUFFIXES]
         suffixes = Counter(path.suffix.lower() or 'without a suffix' for path in shown)
-        others = [f'{n} {_escape(s)}' for s, n in suffixes.most_common() if s not in SUFFIXES]
-        if others:
-            print(
-                f'{folder}: only JPEG and PNG are read, so these files are left out: '
-                f'{", ".join(others)}'
-            )
+        if others := [f'{n} {_escape(s)}' for s, n in suffixes.most_common() if s not in SUFFIXES]:
+            print(f'{folder}: only JPEG and PNG are read; left out: {", ".join(others)}')
     if not paths:
         raise Stop(f'there is no JPEG or PNG image in {folder}')
     names = [path.relative_to(base).as_posix() for path in paths]
@@ -145,7 +141,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def n_cores() -> int:
     """The number of cores that this process may use; a scheduler or a container may limit it."""
     n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-    for names in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # versions 2, 1
+    for names in (['cpu.max'], ['cpu/cpu.cfs_quota_us', 'cpu/cpu.cfs_period_us']):  # cgroup v2, v1
         with suppress(OSError, ValueError):  # no such file, or 'max'
             texts = [(CGROUP / name).read_text() for name in names]
             quota, period = map(int, ' '.join(texts).split())  # microseconds of all cores together

@@ -106,8 +106,7 @@ def suggest_rates(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
     """
     settled = len(losses) // 10
     first, rates, rest = losses[:settled], lrs[settled:], losses[settled:]
-    fall = first.mean() - rest.min() if settled > 1 else 0
-    if settled < 2 or fall <= 2 * first.std(ddof=1):
+    if settled < 2 or (fall := first.mean() - rest.min()) <= 2 * first.std(ddof=1):
         raise Stop(
             'the loss falls no further in this range test than noise would make it; look at the '
             'images, at --weights and at --batch_size'

@@ -44,7 +44,10 @@ class Lock:
         os.close(self.fd)
 
     def take(self, wait: bool = False, note: bool = True) -> bool:
-        """Whether the lock was free. `wait` until it is; `note` who holds it now in the file."""
+        """Take the lock. Returns: False where another process has it; with `wait`, wait instead.
+
+        With `note` the file then names this process.
+        """
         try:
             if fcntl is None:
                 raise OSError(errno.ENOSYS, 'Windows has no such locks')
@@ -84,7 +87,7 @@ def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[
     The pieces of others are tried again after each piece, and once more after a moment at the end,
     since a process that only asks who holds a lock has it for an instant.
     """
-    mine, again = set(), True
+    mine, is_last_try = set(), False
     while True:
         for path, piece in of_lock.items():
             if path not in mine and not is_done(piece):
@@ -92,19 +95,18 @@ def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[
                     if lock.take() and not is_done(piece):  # it may have been done meanwhile
                         mine.add(path)
                         yield piece
+                        is_last_try = False
                         break
         else:
-            if not again:
+            if is_last_try:
                 return
             time.sleep(0.1)
-            again = False
-            continue
-        again = True
+            is_last_try = True
 
 
 def describe_holder(path: Path) -> str:
-    """A note like ' (process 12 on HOST is at it)', or '' where no process holds the lock."""
+    """A note like ' (process 12 on HOST works on it)', or '' where no process holds the lock."""
     if not path.exists() or not os.access(path, os.W_OK):
         return ''
     with Lock(path) as lock:
-        return '' if lock.take(note=False) else f' ({lock.holder()} is at it)'
+        return '' if lock.take(note=False) else f' ({lock.holder()} works on it)'

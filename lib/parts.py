@@ -33,7 +33,7 @@ class Settings:
     batch_size: int
     precision: str  # with 'auto' a part of any precision will do
 
-    def fit(self, record: dict[str, Any]) -> bool:
+    def matches(self, record: dict[str, Any]) -> bool:
         """Whether a part with this record was made with these settings."""
         asked = asdict(self)
         if self.precision == 'auto':
@@ -43,11 +43,11 @@ class Settings:
 
 @dataclass(frozen=True)
 class Part:
-    """Images that one fold's model predicts: its held-out images, or the test images."""
+    """Images that one fold's model predicts: held-out images, test images, or those of --images."""
 
     run: Run
     k: int  # the fold
-    kind: str  # 'oof' or 'test'
+    kind: str  # 'oof', 'test', or 'images' for infer.py --images
     rows: pd.DataFrame  # of folds.csv
 
     def __str__(self) -> str:
@@ -92,7 +92,7 @@ class Part:
         return files.read_json(path) if path.exists() and self.path.exists() else {}
 
     @property
-    def has_todays_weights(self) -> bool:
+    def has_current_weights(self) -> bool:
         """Whether the part is made, by the weights that the fold has now."""
         return self.record.get('weights_sha256') == self.weights_sha256
 
@@ -102,7 +102,7 @@ class Part:
         Draws of an older version count where all parts have them, and so have been pooled.
         """
         is_current = self.record.get('draws', 1) == DRAWS or self.pooled_path.exists()
-        return self.has_todays_weights and settings.fit(self.record) and is_current
+        return self.has_current_weights and settings.matches(self.record) and is_current
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -196,7 +196,7 @@ def read_n_tta(parts: list[Part]) -> int:
     run = parts[0].run
     if missing := sorted({p.pooled_path.name for p in parts if not p.pooled_path.exists()}):
         why = f'has no {", ".join(missing)}'
-    elif not all(part.has_todays_weights for part in parts):
+    elif not all(part.has_current_weights for part in parts):
         why = 'was trained again since infer.py ran'
     elif len(passes := {part.record['n_tta'] for part in parts}) == 1:
         return passes.pop()

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +10,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from lib.files import atomic, write_csv
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 BLUE, RED = '#3f7fbf', '#d2603a'
 
@@ -50,12 +47,10 @@ def draw_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
     _save(figure, path)
 
 
-def draw_batch(
-    path: Path, x: 'Tensor', y: 'Tensor', mean: Sequence[float], std: Sequence[float]
-) -> None:
+def draw_batch(path: Path, x: Any, y: Any, mean: Sequence[float], std: Sequence[float]) -> None:
     """Save the first images of a training batch as the model sees them, as PNG.
 
-    `x`: (B, 3, H, W) float, augmented and normalized with `mean` and `std`; `y`: (B,) 0/1.
+    `x`: (B, 3, H, W) float tensor, augmented and normalized with `mean` and `std`; `y`: (B,) 0/1.
     """
     shown = np.clip(np.moveaxis(x[:16].cpu().numpy(), 1, 3) * std + mean, 0, 1)
     lines = -(-len(shown) // 8)

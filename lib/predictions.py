@@ -17,8 +17,8 @@ def read_oof(path: Path) -> pd.DataFrame:
     """A run's out-of-fold predictions, from whoever made them.
 
     The file has image_name, target (0/1) and pred (a number), in any order of rows, and may have
-    fold, source, patient_id and group. Returns: a row an image, indexed by image_name; what is not
-    known is NaN. Raises: Stop that names the file and the first image that is wrong.
+    fold, source, patient_id and group. Returns: one row per image, indexed by image_name, with NaN
+    where nothing is known. Raises: Stop that names the file and the first image that is wrong.
     """
     table = _read(path, ['image_name', 'target', 'pred'])
     columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
@@ -38,7 +38,7 @@ def read_test(path: Path) -> pd.Series:
 
 
 def _read(path: Path, columns: list[str]) -> pd.DataFrame:
-    """The table in `path` as text, but `pred`, the target of a submission, as float."""
+    """The table in `path` as text, with `pred` (in a submission the column target) as float."""
     table = read_csv(path, columns)
     if 'pred' not in table:
         table = table.rename(columns={'target': 'pred'})
@@ -135,7 +135,7 @@ def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame | None:
-    """The runs' test predictions, (m, k): a row an image, by name, and a column a run.
+    """The runs' test predictions, (m, k): one row per image, by name, and one column per run.
 
     The rows come in the order of `test`, the test rows of folds.csv, or of the first run. None
     where there are no test images. Raises: Stop where a run has other images: a submission needs
@@ -173,7 +173,7 @@ def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:
     if differing := set(names) ^ set(others):
         few = f'{len(differing)} are in one of them only, such as {min(differing)}'
-        raise Stop(f'{path} is of other images than the rest: {few}')
+        raise Stop(f'{path} and the other tables name different images: {few}')
 
 
 def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str) -> None:

@@ -63,16 +63,18 @@ def blend_odds(
     trained_on: Sequence[float],
     blended_on: Sequence[float],
 ) -> dict[str, Any]:
-    """The `odds` of melanoma that a blend of `runs` was trained at, the weighted geometric mean of
-    theirs; or None, and as `no_odds` why; and whether it, or a kept blend in it, is `of_ranks`.
+    """The odds of melanoma at which a blend of `runs` was trained.
+
+    Returns: `odds`, the weighted geometric mean of the runs' odds, or None with the reason in
+    `no_odds`; and `of_ranks`, whether it is a blend of ranks or a kept blend in it is one.
 
     `trained_on`: the targets of the images that the runs were trained on; `blended_on`: those that
     a stack was fitted on, whose odds it has. There are none where odds differ tenfold or more: the
     mean of such predictions is not that of a model trained at the mean odds (measured: the
     intercept of 1:1 beside 1:56 is off by .5).
     """
-    kept = [run.blend for run in runs if run.blend]
-    of_ranks = how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in kept)
+    blends = [run.blend for run in runs if run.blend]
+    of_ranks = how == 'rank' or any(k.get('of_ranks', k.get('how') == 'rank') for k in blends)
     if how == 'stack':
         return {'of_ranks': of_ranks, 'odds': trained_odds(blended_on, 0)}
     weights = np.asarray(weights)
@@ -105,7 +107,7 @@ def to_prior(pred: np.ndarray, prior: float, odds: float) -> np.ndarray:
     return pred * factor / (pred * factor + (1 - pred))
 
 
-def odds_of_level(pred: np.ndarray, prior: float, weight: np.ndarray | None = None) -> float:
+def fit_odds(pred: np.ndarray, prior: float, weight: np.ndarray | None = None) -> float:
     """The odds from which `to_prior` moves `pred` to a mean of `prior`, where nobody says them.
 
     Raises: Stop where all are 0 or 1.

@@ -48,7 +48,7 @@ def check_runs(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> d
         # the predictions of others, or runs without their folds.csv, cannot be checked
         if table is not None and run.has_begun:
             folds = sorted(table.fold.dropna().astype(int).unique().tolist())
-            run.check_table(fingerprint)
+            run.check_fingerprint(fingerprint)
             if run.unfinished(folds):
                 raise Stop(run.describe_unfinished(folds))
             n_tta = parts.read_n_tta(parts.list_parts(run, table, folds))

@@ -43,8 +43,7 @@ def write(home: Path, with_images: bool = True) -> str:
         pictures.append(figures.draw_correlations(list(runs), np.array(rho)))
     pictures += figures.draw_histories(runs)
     page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
-    page['heat'] = heat
-    page['configs'] = {name: _read_configs(run) for name, run in runs.items()}
+    page |= {'heat': heat, 'configs': {name: _read_configs(run) for name, run in runs.items()}}
     page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
     competition = COMPETITIONS[scores.get('summary', {}).get('competition', COMPETITION)]
     page |= {'measures': score.MEASURES, 'competition': competition, 'few': summary.FEW}

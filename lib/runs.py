@@ -24,7 +24,7 @@ NOT_COMPARED = ('command', 'skipped', 'recipe', 'folds_sha256', 'table_sha256')
 
 
 class Run:
-    """A folder under HOME/runs, in which train.py and infer.py put everything about one model."""
+    """A folder under HOME/runs: a run of train.py, a kept blend, or the predictions of others."""
 
     def __init__(self, folder: Path):
         self.folder, self.name, self.home = folder, folder.name, folder.parent.parent
@@ -126,7 +126,7 @@ class Run:
                 files.write_json(path, config)
         self.check(config, defaults)
         if self.skipped != config.get('skipped', self.skipped):
-            raise Stop(f'{self} was begun meanwhile without other images; type this again')
+            raise Stop(f'{self} was begun meanwhile with other images left out; type this again')
 
     @property
     def lock(self) -> Path:
@@ -171,9 +171,9 @@ class Run:
         """The folds that are trained and scored."""
         return sorted(int(path.parent.name[4:]) for path in self.folder.glob('fold*/oof.csv'))
 
-    def check_table(self, table: dict[str, str]) -> None:
-        """Check the fingerprint `table` of folds.csv. Raises: Stop where the run has another."""
-        if not is_same(self.config, table):
+    def check_fingerprint(self, fingerprint: dict[str, str]) -> None:
+        """Check the `fingerprint` of folds.csv. Raises: Stop where the run has another."""
+        if not is_same(self.config, fingerprint):
             raise Stop(
                 f'{self} was trained on another {self.home / "folds.csv"}, so its held-out images '
                 'are others; bring that file back, or name the other runs with --only'
@@ -191,51 +191,22 @@ class Run:
         return f'{self}: fold {missing} still to be trained: {command}'
 
 
-def folder(home: Path, name: str) -> Path:
+def run_folder(home: Path, name: str) -> Path:
     """HOME/runs/NAME. Raises: Stop where `name` is not a plain folder name, or is a hidden one."""
     if not re.fullmatch(r'[\w+-][\w.+-]*', name):
         raise Stop(f'--name {name!r} must be letters, digits and _ + -, and . after the first')
     return home / 'runs' / name
 
 
-def find_begun(home: Path, only: str | None = None) -> list[Run]:
-    """The runs under `home` that train.py has begun, in order of name, or those named in `only`.
+def find_runs(home: Path, only: str | None = None, predicted: bool = False) -> list[Run]:
+    """The runs that train.py has begun, in order of name, or those that `only` names.
 
-    `only`: names with commas between. Raises: Stop where one of them, or any run, is missing.
+    With `predicted` also the predictions of others, which are folders with oof.csv or test.csv,
+    and kept blends where `only` names them. `only`: names with commas between. Raises: Stop where
+    one of them is missing, or where there is no run.
     """
-    return _find(home, ['config.json'], only)
-
-
-def find_predicted(home: Path, only: str | None = None) -> list[Run]:
-    """The runs to blend, as in `trained`, and the predictions of others, which are folders with an
-    oof.csv or test.csv. Blends that are kept by --name take part where `only` names them.
-    """
-    return _find(home, ['config.json', 'oof.csv', 'test.csv'], only)
-
-
-def choose_finished(runs: list[Run], folds: list[int], table: dict[str, str]) -> list[Run]:
-    """Those of `runs` that are trained in all `folds`; says what the others miss.
-
-    Raises: Stop where none is, or where one was trained on a folds.csv of another fingerprint.
-    """
-    for run in runs:
-        run.check_table(table)
-        if missing := run.unfinished(folds):
-            print(f'passed over {run.describe_unfinished(missing)}')
-    if not (trained := [run for run in runs if not run.unfinished(folds)]):
-        raise Stop('no run is trained in all folds; the commands above train what is missing')
-    return trained
-
-
-def drop_untrained(runs: list[Run]) -> list[Run]:
-    """Those of `runs` that have a trained fold. Raises: Stop where none has."""
-    if not (trained := [run for run in runs if run.trained_folds]):
-        raise Stop('no run has a trained fold yet; type its train.py again')
-    return trained
-
-
-def _find(home: Path, files_of_a_run: list[str], only: str | None) -> list[Run]:
-    paths = sorted(path for name in files_of_a_run for path in home.glob(f'runs/[!.]*/{name}'))
+    marks = ('config.json', 'oof.csv', 'test.csv') if predicted else ('config.json',)
+    paths = sorted(path for mark in marks for path in home.glob(f'runs/[!.]*/{mark}'))
     runs = {path.parent.name: Run(path.parent) for path in paths}
     if only is not None:
         names = [only] if only in runs else [name.strip() for name in only.split(',')]
@@ -248,3 +219,17 @@ def _find(home: Path, files_of_a_run: list[str], only: str | None) -> list[Run]:
     if not runs:
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
     return [run for run in runs.values() if not (run.folder / BLEND).exists()]
+
+
+def choose_finished(runs: list[Run], folds: list[int], fingerprint: dict[str, str]) -> list[Run]:
+    """Those of `runs` that are trained in all `folds`; says what the others miss.
+
+    Raises: Stop where none is, or where one was trained on a folds.csv of another fingerprint.
+    """
+    for run in runs:
+        run.check_fingerprint(fingerprint)
+        if missing := run.unfinished(folds):
+            print(f'passed over {run.describe_unfinished(missing)}')
+    if not (trained := [run for run in runs if not run.unfinished(folds)]):
+        raise Stop('no run is trained in all folds; the commands above train what is missing')
+    return trained

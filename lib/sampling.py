@@ -25,7 +25,7 @@ class Downsample(Callback):
 
     `targets`: (n,) 0/1 of the rows of `dl`, the training loader. Its length is set at once, since
     `lr_find` needs it before the first epoch. `neg_ratio` 0 means all images in each epoch.
-    `batch_size`: images a step, in all processes together. More benign images fill the last batch
+    `batch_size`: images per step, in all processes together. More benign images fill the last batch
     of an epoch, since a smaller step would give its images more weight, and a single image has no
     batch statistics. Where there are no more benign images, the last batch is left out.
     """
@@ -33,7 +33,6 @@ class Downsample(Callback):
     def __init__(
         self, dl: TfmdDL, targets: np.ndarray, neg_ratio: float, seed: int, batch_size: int
     ):
-        targets = np.asarray(targets)
         self.positive, self.negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
         self.seed, self.batch_size = seed, batch_size
         n_positive, n_negative = len(self.positive), len(self.negative)
@@ -47,10 +46,10 @@ class Downsample(Callback):
 
     def indexes(self, epoch: int) -> list[int]:
         """The rows that an epoch trains on, shuffled."""
-        drawn = self.negative[draw(len(self.negative), self.k, self.seed, epoch)]
-        rows = np.concatenate([self.positive, drawn])
+        benign = self.negative[draw(len(self.negative), self.k, self.seed, epoch)]
+        rows = np.concatenate([self.positive, benign])
         rows = np.random.default_rng([self.seed, epoch, 1]).permutation(rows)
-        # more melanomas than benign images may still leave a rest; fewer rows than a batch are one
+        # drop an incomplete last batch, unless it is the only one
         return rows[: max(len(rows) // self.batch_size, 1) * self.batch_size].tolist()
 
     def set_epoch(self, dl: TfmdDL, epoch: int) -> None:

@@ -1,4 +1,4 @@
-"""Precision, memory and compilation: what makes the work fast and changes nothing else."""
+"""Precision, memory and compilation, which change the speed, and results by rounding only."""
 
 import copy
 import ctypes

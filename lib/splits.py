@@ -77,7 +77,7 @@ def check_classes(target: pd.Series, fold: pd.Series) -> None:
     """Check that a model of any fold trains on both classes. Raises: Stop where one does not."""
     for k in sorted(fold.unique()):
         if target[fold != k].nunique() < 2:
-            raise Stop(f'without fold {int(k)} there are not both targets, 0 and 1, left')
+            raise Stop(f'the labelled images outside of fold {int(k)} are all of one class')
 
 
 def report_leaks(

@@ -12,7 +12,7 @@ from lib.score import MEASURES, Estimate
 from lib.tables import COMPETITIONS, competition_of
 
 MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
-FEW = 50
+FEW = 50  # with fewer melanomas, intervals of measures other than the AUC are often too narrow
 MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
@@ -54,7 +54,9 @@ def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     folds = {k: score.measure_with_draws(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
     summary['folds'] = {str(k): figures for k, (figures, _) in folds.items()}
     scored = [
-        (figures['auc'].value, drawn) for figures, drawn in folds.values() if 'auc' in figures
+        (figures['auc'].value, auc_draws)
+        for figures, auc_draws in folds.values()
+        if 'auc' in figures
     ]
     if scored:
         aucs, draws = zip(*scored, strict=True)
@@ -103,7 +105,7 @@ def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
 
 
 def tabulate(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """A table of text: a row a figure, a column for each of `summaries`, and the counts."""
+    """A table of text: one row per figure, one column for each of `summaries`, and the counts."""
     table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
     summary = next(iter(summaries.values()))
     positives = COMPETITIONS[summary['competition']].positives
@@ -157,11 +159,10 @@ def _column(summary: dict[str, Any]) -> dict[str, str]:
     return {label: str(figure) for label, figure in column.items()}
 
 
-def shorten(name: str, most: int = 28) -> str:
-    """A run's name on one line, cut in the middle to `most` characters."""
+def shorten(name: str) -> str:
+    """A run's name on one line, cut in the middle to 27 characters."""
     name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
-    half = (most - 1) // 2
-    return name if len(name) <= most else f'{name[:half]}…{name[-half:]}'
+    return name if len(name) <= 28 else f'{name[:13]}…{name[-13:]}'
 
 
 def format_table(table: pd.DataFrame) -> str:

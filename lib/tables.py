@@ -165,8 +165,8 @@ def hash_rows(table: pd.DataFrame) -> str:
     """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
 
     `table` is all of folds.csv, as `read_folds` returns it. Paths, native sizes, descriptions of
-    the patient and the order of the rows make no difference. What is hashed is text in ASCII, a
-    line a row, ended by a line feed, sorted by image_name. A line is a JSON array, as Python's
+    the patient and the order of the rows make no difference. What is hashed is text in ASCII, one
+    line per row, ended by a line feed, sorted by image_name. A line is a JSON array, as Python's
     json.dumps writes it: image_name, split, source, group, target, fold. The last two are integers,
     and an empty cell is null.
     """
@@ -222,8 +222,8 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     for column in ('image_name', 'source'):
         table[column] = table[column].astype('str').fillna('')
         check_names(table, column)
-    again = table.duplicated(['source', 'image_name'])
-    _refuse(table[again], '{image_name} stands twice in {source}')
+    is_repeated = table.duplicated(['source', 'image_name'])
+    _refuse(table[is_repeated], '{image_name} stands twice in {source}')
     other = ~table.split.isin(['train', 'test'])
     _refuse(table[other], "the column split may hold only 'train' and 'test'")
     labelled = table.split == 'train'
@@ -238,6 +238,6 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     table['sex'] = table.sex.where(table.sex.isin(['male', 'female']))
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
         number = pd.to_numeric(table[column], errors='coerce')
-        is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are
+        is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are whole
         table[column] = number.where(number.between(0, most) & is_whole)
     return table

@@ -13,7 +13,7 @@ from fastai.vision.all import (
     TensorImage,
     Transform,
     noop,
-)  # fmt: skip
+)
 from torch import nn
 from tqdm import tqdm
 

@@ -119,7 +119,7 @@ def finish_run(home: Path, name: str, table: pd.DataFrame, weights: str) -> None
         return print(f'{name}: {run.describe_unfinished(run.unfinished(folds))}')
     settings, parts = lib.parts.Settings(**SETTINGS), oof_parts(run, table, folds)
     for part in lib.parts.claim(parts, settings):
-        print(f'{part}, {settings.n_tta} + 1 passes', flush=True)
+        print(f'{part}, {settings.n_tta} augmented passes', flush=True)
         preds = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
         part.write(*preds, settings, 'fp32')
     if not all(part.is_made(settings) for part in parts):
@@ -220,7 +220,7 @@ def finish_tta(home: Path, table: pd.DataFrame, weights: str) -> None:
             return result
 
         part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
-        print(f'{part}, {settings.n_tta} + 1 passes', flush=True)
+        print(f'{part}, {settings.n_tta} augmented passes', flush=True)
         with mock.patch.object(Learner, 'get_preds', record):
             infer.predict(part, settings, precision='fp32', workers=None, compile=False)
         columns = {f'pass{i}': pred for i, pred in enumerate(passes)}  # the plain pass comes last

@@ -187,7 +187,7 @@ def test_the_mean_is_plain():
     assert weights.tolist() == [1 / 3] * 3
     compared = comparison.compare_runs('mean', runs, *blending.fit('mean', runs, weights))
     without = [auc(runs, np.delete(runs.preds, k, 1).mean(1)) for k in range(3)]
-    assert [run['without'] for run in compared.values()] == pytest.approx(without)
+    assert [run['auc_without'] for run in compared.values()] == pytest.approx(without)
 
 
 def test_ranks_are_within_fold_for_oof_and_among_themselves_for_test():
@@ -293,7 +293,7 @@ def test_each_run_is_compared_with_the_blend_and_with_the_others():
     rho = comparison.rank_correlations(runs.preds)
     assert compared['a']['correlation'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
     text = comparison.format_runs(compared, best)
-    assert f'{compared["c"]["without"]:.4f}' in text and 'less the blend' in text
+    assert f'{compared["c"]["auc_without"]:.4f}' in text and 'minus blend' in text
 
 
 def test_rank_correlations_are_scipys():
@@ -360,7 +360,7 @@ def test_what_has_no_effect_is_said_and_no_old_submission_is_left(ok, tmp_path):
     for run in 'ab':
         (tmp_path / 'runs' / run).mkdir(parents=True)
         write(tmp_path / 'runs' / run, 'test.csv')
-    assert '--prior has no effect' in ok('blend.py', '--home', tmp_path, '--prior', 0.02)
+    assert '--prior is ignored' in ok('blend.py', '--home', tmp_path, '--prior', 0.02)
     assert '--prior' not in ok('blend.py', '--home', tmp_path)
     assert (tmp_path / 'submission.csv').exists()
     for run in 'ab':

@@ -157,17 +157,17 @@ def test_predictions_are_made_anew_where_they_would_be_others(copy, ok):
     infer = ['infer.py', '--home', copy, '--only', run.name]
     before = pd.read_csv(run / 'oof.csv')
     plain = ok(*infer, '--n_tta', 0)
-    assert plain.count('0 + 1 passes') == 4 and 'test-time augmentation' not in plain
+    assert plain.count('0 augmented passes') == 4 and 'test-time augmentation' not in plain
     oof = pd.read_csv(run / 'oof.csv')
     assert (oof.pred == oof.pred_plain).all() and (oof.pred_plain == before.pred_plain).all()
     assert json.loads((run / 'fold0' / 'tta_oof.json').read_text())['n_tta'] == 0
 
-    assert ok(*infer, '--n_tta', 0, '--precision', 'bf16').count('0 + 1 passes') == 4
+    assert ok(*infer, '--n_tta', 0, '--precision', 'bf16').count('0 augmented passes') == 4
     half = pd.read_csv(run / 'oof.csv').pred
     assert 0 < (half - oof.pred).abs().max() < 0.02
     assert 'is finished' in ok(*infer, '--n_tta', 0)  # any precision will do
     assert (pd.read_csv(run / 'oof.csv').pred == half).all()
-    assert ok(*infer, '--n_tta', 0, '--precision', 'fp32').count('0 + 1 passes') == 4
+    assert ok(*infer, '--n_tta', 0, '--precision', 'fp32').count('0 augmented passes') == 4
     assert (pd.read_csv(run / 'oof.csv').pred == oof.pred).all()
 
     shutil.copy(*(run / f'fold{k}' / 'model.safetensors' for k in (0, 1)))  # fold 1 is another

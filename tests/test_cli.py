@@ -177,7 +177,7 @@ def fail(error: Exception):
         (RuntimeError("[enforce fail] can't allocate memory: you tried"), 'a smaller --batch_size'),
         (
             type('OutOfMemoryError', (RuntimeError,), {})('CUDA'),
-            'with --accumulate 2 --batch_size 4',
+            '--accumulate 2 --batch_size 4',
         ),
         (RuntimeError('DataLoader worker (pid 3) is killed by signal: Killed.'), 'fewer --workers'),
         (

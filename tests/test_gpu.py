@@ -104,7 +104,7 @@ def test_without_a_card_or_without_cuda_in_torch_the_cpu_is_taken(monkeypatch):
 
 def test_no_recorded_precision_is_used_on_another_device(table, tmp_path):
     made = {'n_tta': 2, 'seed': 0, 'batch_size': 8, 'precision': 'fp16', 'draws': DRAWS}
-    assert Settings(2, 0, 8, 'auto').fit(made)  # content with it, and itself resolved anew:
+    assert Settings(2, 0, 8, 'auto').matches(made)  # content with it, and itself resolved anew:
     assert speed.inference_precision('auto', torch.device('cpu')) == 'fp32'
     with pytest.raises(Stop, match='may be auto, fp32, bf16, not fp16'):
         speed.inference_precision('fp16', torch.device('cpu'))

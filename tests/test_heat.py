@@ -97,14 +97,14 @@ def test_the_map_of_a_colour_detector_is_highest_where_the_colour_is(monkeypatch
 
     config = {'arch': '', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3}
     run = SimpleNamespace(config=config, fold=lambda k: tmp_path)
-    maps, logits = heat.explain(run, [0], pd.DataFrame({'cached': paths}))
+    maps, logits = heat.compute_maps(run, [0], pd.DataFrame({'cached': paths}))
     assert maps.shape == (10, 8, 8)
     peaks = [np.unravel_index(cells.argmax(), cells.shape) for cells in maps]
     np.testing.assert_array_equal(peaks, places)
     np.testing.assert_allclose(maps.mean((1, 2)) + 0.5, logits, atol=1e-5)
     for path in paths:  # a blue square speaks against it
         Image.merge('RGB', Image.open(path).split()[::-1]).save(path)
-    maps, _ = heat.explain(run, [0], pd.DataFrame({'cached': paths}))
+    maps, _ = heat.compute_maps(run, [0], pd.DataFrame({'cached': paths}))
     lowest = [np.unravel_index(cells.argmin(), cells.shape) for cells in maps]
     np.testing.assert_array_equal(lowest, places)
     assert (maps.min((1, 2)) < 0).all()

@@ -53,7 +53,7 @@ def test_work_that_another_process_does_is_left_to_it_until_it_is_killed(tmp_pat
     with held_by_another(paths[0]) as process:
         assert claimed(paths) == ['fold1', 'fold2']
         holder = f'process {process.pid} on {socket.gethostname()}'
-        assert locks.describe_holder(paths[0]) == f' ({holder} is at it)'
+        assert locks.describe_holder(paths[0]) == f' ({holder} works on it)'
         assert [locks.describe_holder(p) for p in (paths[1], tmp_path / 'absent')] == ['', '']
         process.kill()
         process.wait()
@@ -134,7 +134,7 @@ def test_a_file_system_without_locks_is_told_and_does_not_stop_the_work(
 def test_a_holders_name_that_is_none_is_not_printed(tmp_path):
     with held_by_another(tmp_path / '.lock'):
         (tmp_path / '.lock').write_bytes(b'process \x1b[2J on x')
-        assert locks.describe_holder(tmp_path / '.lock') == ' (another process is at it)'
+        assert locks.describe_holder(tmp_path / '.lock') == ' (another process works on it)'
 
 
 def test_what_becomes_undone_by_another_piece_is_done_in_the_same_go(tmp_path):

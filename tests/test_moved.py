@@ -23,7 +23,7 @@ def moved(copy, demo, tmp_path, ok):
 
 def test_its_predictions_count_and_its_weights_predict_where_it_is_taken(moved, ok):
     assert ok('infer.py', '--home', moved, '--n_tta', 2).count('is finished') == 2
-    assert '1 + 1 passes' in ok('infer.py', '--home', moved, '--n_tta', 1, '--only', 'twin')
+    assert '1 augmented passes' in ok('infer.py', '--home', moved, '--n_tta', 1, '--only', 'twin')
     ok('blend.py', '--home', moved)
     assert (moved / 'submission.csv').exists()
 

@@ -127,7 +127,7 @@ def test_a_part_of_other_draws_is_not_pooled_with_todays(home, ok):
     for name in ('oof.csv', 'test.csv'):
         (run / name).unlink()
     out = ok('infer.py', '--home', home, *INFER, '--seed', 1)
-    assert out.count('2 + 1 passes') == 4 and contents(run) == whole
+    assert out.count('2 augmented passes') == 4 and contents(run) == whole
 
 
 def test_a_run_half_trained_by_another_recipe_is_refused_with_what_to_do(home, script, computed):
@@ -166,4 +166,4 @@ def test_one_fold_that_was_trained_again_has_all_parts_made_in_one_go(home, ok):
     weights = home / 'runs/a/fold1/model.safetensors'
     weights.write_bytes((home / 'runs/a/fold0/model.safetensors').read_bytes())
     out = ok('infer.py', '--home', home, '--only', 'a', *INFER)
-    assert out.count('2 + 1 passes') == 4 and (home / 'runs/a/oof.csv').exists()
+    assert out.count('2 augmented passes') == 4 and (home / 'runs/a/oof.csv').exists()

@@ -146,7 +146,7 @@ def test_the_parts_of_infer_py_are_shared_out_and_are_what_one_process_makes(hom
     printed = two(ROOT / infer[0], *infer[1:])
     for k in (0, 1):  # its held-out images and the test images: each once, by one or the other
         assert printed.count(f'{run}: fold {k}, ') == 2
-    assert printed.count('2 + 1 passes') == 4
+    assert printed.count('2 augmented passes') == 4
     paths = [*run.glob('fold*/tta_*.csv'), run / 'oof.csv', run / 'test.csv']
     shared = {path: pd.read_csv(path) for path in paths}
     assert not list(run.rglob('*.part*'))

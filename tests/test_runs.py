@@ -46,8 +46,8 @@ def test_a_runs_name_is_the_flags_that_differ_from_their_defaults(flags, name):
 @pytest.mark.parametrize('name', ['', '.', '..', '../x', 'a/b', '/x', '.hidden', 'a\x00'])
 def test_a_runs_folder_is_never_outside_of_runs(name, tmp_path):
     with pytest.raises(Stop, match='must be letters'):
-        runs.folder(tmp_path, name)
-    assert runs.folder(tmp_path, 'size-384_b5.v1') == tmp_path / 'runs' / 'size-384_b5.v1'
+        runs.run_folder(tmp_path, name)
+    assert runs.run_folder(tmp_path, 'size-384_b5.v1') == tmp_path / 'runs' / 'size-384_b5.v1'
 
 
 def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
@@ -62,7 +62,7 @@ def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
     assert run.folder == tmp_path / 'runs' / 'weights-w.safetensors_size-384'
     assert made['recipe'] == runs.RECIPE
     assert {k: made[k] for k in ABOUT} == ABOUT and made['size'] == 384 and made['wd'] == 0.1
-    assert not set(config.PLACES) & set(made)
+    assert not set(config.NOT_IN_CONFIG) & set(made)
     assert (made['weights'], made['weights_sha256']) == ('w.safetensors', files.sha256(weights))
     words = shlex.split(made['command'])
     typed = {'home': str(tmp_path), 'name': run.name, 'weights': str(weights), 'skip_bad': True}
@@ -121,28 +121,28 @@ def test_a_folder_of_a_blend_or_of_others_predictions_is_not_trained_into(name, 
 
 def test_runs_are_found_by_their_config_and_a_wrong_name_lists_those_there(tmp_path):
     with pytest.raises(Stop, match=r'python train\.py'):
-        runs.find_begun(tmp_path)
+        runs.find_runs(tmp_path)
     for name in ('b', 'a'):
         Run(tmp_path / 'runs' / name).begin(CONFIG, DEFAULTS)
     (tmp_path / 'runs' / 'no_run').mkdir()
-    assert [run.name for run in runs.find_begun(tmp_path)] == ['a', 'b']
-    assert [run.name for run in runs.find_begun(tmp_path, 'b, a,b')] == ['b', 'a']
+    assert [run.name for run in runs.find_runs(tmp_path)] == ['a', 'b']
+    assert [run.name for run in runs.find_runs(tmp_path, 'b, a,b')] == ['b', 'a']
     with pytest.raises(Stop, match=r'no run named c .*; there: a, b'):
-        runs.find_begun(tmp_path, 'c')
+        runs.find_runs(tmp_path, 'c')
 
 
 def test_a_blend_takes_runs_and_others_predictions_and_a_kept_blend_where_it_is_named(tmp_path):
     made = ['a/config.json', 'a/oof.csv', 'kept/blend.json', 'kept/oof.csv', 'theirs/test.csv']
     for path in [*made, '.hidden/oof.csv', 'nothing/notes.txt']:
         files.write_text(tmp_path / 'runs' / path, '{}')
-    assert [run.name for run in runs.find_predicted(tmp_path)] == ['a', 'theirs']
-    assert [run.name for run in runs.find_predicted(tmp_path, 'kept,a')] == ['kept', 'a']
+    assert [run.name for run in runs.find_runs(tmp_path, predicted=True)] == ['a', 'theirs']
+    assert [run.name for run in runs.find_runs(tmp_path, 'kept,a', predicted=True)] == ['kept', 'a']
     files.write_text(tmp_path / 'runs' / 'a,theirs' / 'oof.csv', '')
-    named = runs.find_predicted(tmp_path, 'a,theirs')
+    named = runs.find_runs(tmp_path, 'a,theirs', predicted=True)
     assert [run.name for run in named] == ['a,theirs']  # its name
     with pytest.raises(Stop, match='empty name'):
-        runs.find_predicted(tmp_path, 'a,')
-    assert [run.name for run in runs.find_begun(tmp_path)] == ['a']
+        runs.find_runs(tmp_path, 'a,', predicted=True)
+    assert [run.name for run in runs.find_runs(tmp_path)] == ['a']
     theirs = Run(tmp_path / 'runs' / 'theirs')
     assert theirs.skipped == [] and not theirs.has_begun and theirs.home == tmp_path
 
@@ -195,7 +195,7 @@ def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
         ask += 'print(Run(Path(sys.argv[1])).describe_unfinished([1, 2]))'
         command = [sys.executable, '-c', ask, str(run)]
         note = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert 'fold 1 (process ' in note and 'is at it), 2 still' in note
+    assert 'fold 1 (process ' in note and 'works on it), 2 still' in note
 
 
 def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
@@ -218,10 +218,11 @@ def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
     for k in (10, 2):
         finish(run, k)
     assert run.trained_folds == [0, 2, 10]
-    other = Run(run.folder.with_name('other'))
-    assert runs.drop_untrained([run, other]) == [run]
-    with pytest.raises(Stop, match='no run has a trained fold'):
-        runs.drop_untrained([other])
+
+
+def test_images_are_not_predicted_by_a_run_without_a_trained_fold(run, refusal, tmp_path):
+    words = ['--home', run.home, '--images', 'x', '--out', 'y.csv']
+    assert 'no run has a trained fold' in refusal('infer.py', *words, cwd=tmp_path)
 
 
 @pytest.mark.parametrize(

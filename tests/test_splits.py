@@ -60,7 +60,7 @@ def test_the_seed_decides():
 def test_folds_that_leave_one_class_to_train_on_are_refused():
     splits.check_classes(pd.Series([1, 0, 1, 0]), pd.Series([0, 0, 1, 1]))
     for fold in ([0, 0, 0, 0], [0, 0, 1, 1]):
-        with pytest.raises(Stop, match='without fold 0'):
+        with pytest.raises(Stop, match='outside of fold 0'):
             splits.check_classes(pd.Series([1, 0, 0, 0]), pd.Series(fold))
 
 

@@ -38,11 +38,11 @@ def test_infer_goes_on_where_it_was_killed(copy, ok):
     assert any('fold 1, ' in line for line in victim.stdout)  # its second part
     victim.send_signal(signal.SIGSTOP)
     other = ok(*infer)  # leaves that part to the victim and does the rest
-    assert other.count('20 + 1 passes') == 2 and 'some predictions are missing' in other
+    assert other.count('20 augmented passes') == 2 and 'some predictions are missing' in other
     assert f'(process {victim.pid} on' in other and not (run / 'test.csv').exists()
     victim.kill()
     victim.communicate()
-    assert ok(*infer).count('20 + 1 passes') == 1
+    assert ok(*infer).count('20 augmented passes') == 1
     assert contents(run) == whole and stress.leftovers(copy) == []
 
 

@@ -122,7 +122,7 @@ def test_the_labelled_rows_are_read_and_folds_that_leak_or_lack_a_class_are_refu
     with pytest.raises(Stop, match='p is in folds 0, 1'):
         tables.read_labelled(path)
     by_hand(target=[1, 1, 0, 1, '']).to_csv(path, index=False)
-    with pytest.raises(Stop, match='without fold 1'):
+    with pytest.raises(Stop, match='outside of fold 1'):
         tables.read_labelled(path)
 
 

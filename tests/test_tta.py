@@ -81,7 +81,7 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
         return its_own(self, **options)
 
     monkeypatch.setattr(Learner, 'tta', spy)
-    run = runs.find_begun(home, 'twin')[0]
+    run = runs.find_runs(home, 'twin')[0]
     table = parts.read_csv(home / 'folds.csv').astype({'fold': float, 'target': float})
     paths = [home / 'cache' / '64' / 'competition' / f'{name}.jpg' for name in table.image_name]
     part = parts.list_parts(run, table.assign(cached=paths), [0, 1])[3]
