@@ -29,6 +29,16 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
 
 
+class Malicious:
+    """What makes the folder `path` when it is unpickled."""
+
+    def __init__(self, path: object):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
 def heed_ctrl_c() -> None:
     """Of a process that is to get a SIGINT: a shell's & has its children ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)

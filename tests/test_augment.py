@@ -1,8 +1,7 @@
 """The recipe's augmentation: order and ranges, where it applies, and what it never touches."""
 
-import pytest
 import torch
-from fastai.vision.all import Normalize, Pipeline, TensorImage
+from fastai.vision.all import Pipeline, TensorImage
 
 from lib.augment import Augment, batch_tfms
 
@@ -30,24 +29,9 @@ def normalized(x):
 
 def test_the_order_is_the_recipes():
     steps = Pipeline(batch_tfms(MEAN, STD, cutout=True)).fs
-    names = [
-        name
-        for step in steps
-        for name in (
-            [type(m).__name__ for m in step.modules]
-            if isinstance(step, Augment)
-            else [type(step).__name__]
-        )
-    ]
-    assert names == [
-        'IntToFloatTensor',
-        'RandomAffine',
-        'RandomHorizontalFlip',
-        'ColorJiggle',
-        'Normalize',
-        'RandomErasing',
-        'ChannelsLast',
-    ]
+    inner = [m for step in steps for m in (step.modules if type(step) is Augment else [step])]
+    recipe = 'IntToFloatTensor RandomAffine RandomHorizontalFlip ColorJiggle Normalize'
+    assert [type(m).__name__ for m in inner] == [*recipe.split(), 'RandomErasing', 'ChannelsLast']
     assert 'RandomErasing' not in modules(cutout=False)
 
 
@@ -86,12 +70,11 @@ def test_brightness_is_added_not_multiplied():
     assert torch.allclose(grey, torch.full_like(grey, 0.3), atol=1e-3)
 
 
-@pytest.mark.parametrize('cutout', [False, True])
-def test_an_image_comes_out_the_same_alone_and_in_a_batch(cutout):
+def test_an_image_comes_out_the_same_alone_and_in_a_batch():
     torch.manual_seed(1)
     together = alone = torch.rand(5, 3, 32, 32)
     alone = alone[2:3]
-    for module in modules(cutout).values():
+    for module in modules().values():
         together = module(together)
         params = {
             k: v[2:3] if v.ndim and len(v) == 5 and k != 'order' else v
@@ -107,7 +90,7 @@ def test_it_is_drawn_in_training_and_tta_only():
     plain = Pipeline(steps, split_idx=1)(batch())
     assert torch.allclose(plain, normalized(batch()), atol=1e-6)
     augmented = Pipeline(steps, split_idx=0)(batch())
-    assert not torch.allclose(plain, augmented, atol=0.1)
+    assert not torch.allclose(plain, augmented, atol=0.1) and augmented.min() < -1  # normalized
     assert plain.is_contiguous(memory_format=torch.channels_last)
     assert augmented.is_contiguous(memory_format=torch.channels_last)
 
@@ -117,18 +100,3 @@ def test_cutout_leaves_the_mean_colour():
     erase = modules()['RandomErasing']
     x = torch.ones(64, 3, 32, 32)
     assert set(erase(x).unique().tolist()) == {0.0, 1.0}  # 0 after Normalize is the mean
-
-
-def test_a_seed_gives_the_same_draw():
-    steps = Pipeline(batch_tfms(MEAN, STD, cutout=True), split_idx=0)
-    outs = []
-    for seed in (5, 5, 6):
-        torch.manual_seed(seed)
-        outs.append(steps(batch()))
-    assert torch.equal(outs[0], outs[1]) and not torch.equal(outs[0], outs[2])
-
-
-def test_normalize_has_the_models_own_mean_and_std():
-    (normalize,) = (t for t in batch_tfms(MEAN, STD) if isinstance(t, Normalize))
-    assert normalize.mean.flatten().tolist() == pytest.approx(MEAN)
-    assert normalize.std.flatten().tolist() == pytest.approx(STD)

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -18,11 +19,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import QUICK, contents
-from PIL import ExifTags, Image
+from conftest import QUICK, Malicious, contents
+from PIL import Image
 
-from lib import callbacks, images, model, tables
-from lib.cli import Stop
+from lib import callbacks, model, tables
 
 TRAIN = [*QUICK, '--epochs', 1]
 TWIN = [*TRAIN, '--seed', 1, '--cutout', '--name', 'twin']  # a run of the fixture `home`
@@ -85,7 +85,7 @@ def folder(path: Path) -> None:
 # Tables of a competition: what, file, change, the sentence. None: read as the table itself; '':
 # refused or read, but all of its rows
 
-NAME, AGE, DIAGNOSIS, TARGET = 0, 3, 5, 7  # columns of train.csv
+NAME, DIAGNOSIS, TARGET = 0, 5, 7  # columns of train.csv
 TABLES = [
     ('no file', 'train.csv', gone, 'there is no train.csv'),
     ('a folder', 'test.csv', folder, 'is missing'),
@@ -107,13 +107,8 @@ TABLES = [
     ('a quote without end', 'train.csv', recode(lambda t: t.replace('nevus', '"', 1).encode()), ''),
     ('a row too long', 'train.csv', rows(lambda r: [[*r[0], 'x'], *r[1:]]), 'cannot be read'),
     ('a row cut off', 'train.csv', rows(lambda r: [*r[:-1], r[-1][:3]]), 'expected 0 or 1'),
-    ('ages in words', 'train.csv', cell(AGE, 'sixty'), ''),
-    ('an endless age', 'train.csv', cell(AGE, 'inf'), ''),
     ('no patient ids', 'train.csv', rows(lambda r: [[x[0], '', *x[2:]] for x in r]), ''),
     ('../ in a name', 'train.csv', cell(NAME, '../train/DEMO_1'), 'not in'),
-    ('an absolute name', 'train.csv', cell(NAME, '/etc/passwd'), 'not in'),
-    ('a drive letter', 'train.csv', cell(NAME, 'C:\\x'), 'not in'),
-    ('NUL in a name', 'train.csv', cell(NAME, 'DEMO_1\0'), 'not in'),
     ('a name of nothing', 'train.csv', cell(NAME, ''), 'not in'),
     ('an image not there', 'train.csv', cell(NAME, 'ISIC_0'), 'not in'),
     ('other test names', 'test.csv', cell(NAME, 'ISIC_0'), 'different images'),
@@ -161,7 +156,6 @@ FLAGS = [
     ('2 or more', 'folds.py', '--n_folds', 1),
     ('groups of target 1', 'folds.py', '--data', 'DEMO', '--home', 'x', '--n_folds', 50),
     ('python folds.py', 'train.py', '--home', 'nowhere'),
-    ('did you mean --size', *QUICKLY, '--sise', 64),
     ('from 64 to 4096', *QUICKLY, '--size', 0),
     ('from 64 to 4096', *QUICKLY, '--size', 99999),
     ('1 or more', *QUICKLY, '--epochs', 0),
@@ -173,18 +167,16 @@ FLAGS = [
     ('0 or more', *QUICKLY, '--wd', -1),
     ('0 or more', *QUICKLY, '--neg_ratio', -1),
     ('0 or more', *QUICKLY, '--neg_ratio', '1e999'),
-    ('a number', *QUICKLY, '--neg_ratio', 'nan'),
     ('0 or more', *QUICKLY, '--seed', -1),
-    ('0 to 256', *QUICKLY, '--workers', -1),
     ('0 to 256', *QUICKLY, '--workers', 257),
     ('0 to 1', *QUICKLY, '--fold', 9),
     ('must be letters', *QUICKLY, '--name', '../x'),
     ('may be auto, fp32', *QUICKLY, '--precision', 'fp16'),  # on the CPU
     ('contradict each other', *QUICKLY, '--weights', 'w'),
     ('near it: efficientnet_b5', *QUICKLY[:3], '--arch', 'eficientnet_b5'),
-    ('no architecture', *QUICKLY[:3], '--arch', '../x'),
+    ('nope', *QUICKLY[:3], '--arch', 'efficientnet_b5.nope'),
     ('No such file', *QUICKLY[:3], '--arch', 'resnet18', '--weights', 'nowhere'),
-    ('cannot be fetched', *QUICKLY[:3], '--arch', 'resnet18'),  # conftest keeps the hub away
+    ('--weights FILE', *QUICKLY[:3], '--arch', 'resnet18'),  # conftest keeps the hub away
     ('python train.py', 'infer.py', '--home', 'nowhere'),
     ('no run named x', 'infer.py', '--home', 'HOME', '--only', 'twin,x'),
     ('0 or more', 'infer.py', '--home', 'HOME', '--n_tta', -1),
@@ -194,8 +186,13 @@ FLAGS = [
     ('may be auto, fp32', 'infer.py', '--home', 'HOME', '--precision', 'half'),
     ('go together', 'infer.py', '--home', 'HOME', '--images', 'x'),
     ('there is no x', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
-    ('no flag --sensitivity', 'infer.py', '--home', 'HOME', '--sensitivity', 0.9),
     ('python train.py', 'blend.py', '--home', 'nowhere'),
+    ('mean, rank, greedy, stack', 'blend.py', '--how', 'best'),
+    ('platt', 'blend.py', '--calibrate', 'isotonic'),
+    ('0.0001 to 0.9999', 'blend.py', '--prior', 1.5),
+    ('leave --only and --how out', 'blend.py', '--mix', 'a=1', '--only', 'a'),
+    ('leave --only and --how out', 'blend.py', '--mix', 'a=1', '--how', 'rank'),
+    ('must be letters', 'blend.py', '--name', '../x'),
 ]
 
 
@@ -220,20 +217,7 @@ CONFIG, WEIGHTS = f'{RUN}config.json', f'{RUN}fold0/model.safetensors'
 column = tables.COLUMNS.index
 
 
-class Malicious:
-    """What makes a folder when it is unpickled."""
-
-    def __reduce__(self):
-        return os.mkdir, ('code ran',)
-
-
-PICKLE = pickle.dumps(Malicious())
-
-
-def unfinish(path: Path) -> None:
-    """Make a fold unfinished by a state, which is pickled code."""
-    path.with_name('oof.csv').unlink()
-    path.write_bytes(PICKLE)
+PICKLE = pickle.dumps(Malicious('code ran'))
 
 
 def spoil(path: Path) -> None:
@@ -262,30 +246,24 @@ def relabel(r: list[list[str]]) -> list[list[str]]:
 
 FILES = [
     ('a source that is a path', 'folds.csv', cell(column('source'), '../../x'), 'is no source', []),
-    ('NUL in a path', 'folds.csv', cell(column('path'), 'a\0b'), 'is no path', []),
-    ('a fold of -1', 'folds.csv', cell(column('fold'), '-1'), 'no fold from 0 up', []),
-    ('a fold of 1e300', 'folds.csv', cell(column('fold'), '1e300'), 'no fold from 0 up', []),
     ('a group in two folds', 'folds.csv', rows(leak), 'more than one fold', []),
     ('other labels', 'folds.csv', rows(relabel), 'folds.csv has changed', []),
     ('other labels, infer.py', 'folds.csv', rows(relabel), 'was trained on another', ANY),
-    ('no folds.csv', 'folds.csv', gone, 'python folds.py', []),
     ('no folds.csv, infer.py', 'folds.csv', gone, 'python folds.py', ANY),
     ('config: no JSON', CONFIG, put(b'{'), 'cannot be read as JSON', ANY),
-    ('config: too deep', CONFIG, put(b'[' * 10**5), 'cannot be read as JSON', ANY),
-    ('config: a list', CONFIG, put(b'[1]'), 'no JSON object', ANY),
     ('config: a size', CONFIG, values(size=10**9), 'size is missing or holds', ANY),
     ('config: arch', CONFIG, values(arch='../../x'), 'no architecture', ANY),
     ('config: another', CONFIG, values(arch='test_vit'), 'not hold the weights', ANY),
-    ('config: std', CONFIG, values(std=[0] * 3), 'std is missing or holds', ANY),
-    ('config: skipped', CONFIG, values(skipped=[1]), 'skipped is missing', ANY),
     ('config: gone', CONFIG, gone, 'no config.json', []),
-    ('config: other flags', CONFIG, values(seed=9), 'seed 9 (now 1)', []),
+    ('config: other flags', CONFIG, values(seed=9), 'seed 9 (now 1); give this', []),
     ('config: a flag to come', CONFIG, values(new=9), 'new 9 (now None)', []),
-    ('state: pickled code', f'{RUN}fold0/state.pt', unfinish, 'is not a state', []),
     ('weights: pickled code', WEIGHTS, put(PICKLE), 'not a safetensors', ANY),
-    ('weights: text', WEIGHTS, put(b'{}'), 'not a safetensors', ANY),
     ('weights: NaN', WEIGHTS, spoil, '--precision fp32', ANY),
     ('record: no JSON', f'{RUN}fold0/tta_oof.json', put(b'{'), 'delete it and make it anew', ANY),
+    ('predictions: 1.5', f'{RUN}oof.csv', cell(6, '1.5'), 'twin/oof.csv: 1 of 60', ['blend.py']),
+    ('predictions: NaN', f'{RUN}test.csv', cell(1, ''), 'is not a number', ['blend.py']),
+    ('predictions: less', f'{RUN}oof.csv', rows(lambda r: r[1:]), 'different images', ['blend.py']),
+    ('predictions: twice', f'{RUN}test.csv', rows(lambda r: [r[0], *r]), 'more than', ['blend.py']),
 ]
 
 
@@ -299,65 +277,16 @@ def test_a_bad_file_is_refused_and_changes_no_other(
     before = contents(copy)
     assert says in refusal(*(command or ['train.py', *TWIN]), '--home', copy, cwd=tmp_path)
     assert not list(tmp_path.iterdir())  # no code ran
-    after = contents(copy)
-    if command == ANY:  # what is pooled of other settings goes before the first part is made
-        for name in ('oof.csv', 'test.csv'):
-            after.setdefault(RUN + name, before[RUN + name])
-    assert after == before
-
-
-@pytest.mark.parametrize(
-    ('content', 'says'),
-    [
-        ('another architecture', 'another architecture'),
-        (PICKLE, 'not a safetensors'),
-        (b'\x10\0\0\0\0\0\0\0{"a":', 'not a safetensors'),
-        (b'{}', 'not a safetensors'),
-    ],
-    ids=['another architecture', 'pickled code', 'cut off', 'text'],
-)
-def test_bad_weights_to_start_from_are_refused(content, says, home, before, refusal, tmp_path):
-    weights = home / 'runs' / 'twin' / 'fold0' / 'model.safetensors'
-    if isinstance(content, bytes):
-        weights = tmp_path / 'w.safetensors'
-        weights.write_bytes(content)
-    start = ['--arch', 'resnet18', '--size', 64, '--weights', weights]
-    assert says in refusal('train.py', '--home', home, *start, cwd=tmp_path)
-    assert not (tmp_path / 'code ran').exists() and contents(home) == before
-
-
-# Predictions: what, file, change; all of them for blend.py
-
-PREDICTIONS = [
-    (f'{file}: {what}', f'runs/twin/{file}', change)
-    for file, pred in (('oof.csv', 6), ('test.csv', 1))
-    for what, change in (
-        ('1.5', cell(pred, '1.5')),
-        ('-0.1', cell(pred, '-0.1')),
-        ('NaN', cell(pred, '')),
-        ('infinity', cell(pred, 'inf')),
-        ('in words', cell(pred, 'high')),
-        ('a row less', rows(lambda r: r[1:])),
-        ('a row twice', rows(lambda r: [r[0], *r])),
-    )
-]
-
-
-@pytest.mark.parametrize(('what', 'file', 'change'), PREDICTIONS, ids=[p[0] for p in PREDICTIONS])
-def test_bad_predictions_are_refused(what, file, change, copy, refusal):
-    change(copy / file)
-    before = contents(copy)
-    assert 'twin' in refusal('blend.py', '--home', copy)
     assert contents(copy) == before
 
 
-def test_predictions_in_another_order_are_blended_the_same(copy, ok):
-    ok('blend.py', '--home', copy)
-    before = (copy / 'submission.csv').read_bytes()
-    for name in ('oof.csv', 'test.csv'):
-        rows(lambda r: r[::-1])(copy / 'runs' / 'twin' / name)
-    ok('blend.py', '--home', copy)
-    assert (copy / 'submission.csv').read_bytes() == before
+def test_bad_weights_to_start_from_are_refused(home, before, refusal, tmp_path):
+    pickled = tmp_path / 'w.safetensors'
+    pickled.write_bytes(PICKLE)
+    for weights, says in ((home / WEIGHTS, 'another architecture'), (pickled, 'not a safetensors')):
+        start = ['--arch', 'resnet18', '--size', 64, '--weights', weights]
+        assert says in refusal('train.py', '--home', home, *start, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == [pickled] and contents(home) == before
 
 
 # The machine: a full disk, a folder that cannot be written to, a cache that goes
@@ -374,6 +303,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(home, refusal, ok, tmp_
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert 'make room, then run this again' in text and '.part' not in text
+    assert str(copy) in text  # the file is named
     after = contents(copy)
     assert before.items() <= after.items() and not [name for name in after if '.part' in name]
     assert 'out of fold' in ok(*this)
@@ -406,10 +336,10 @@ def test_a_cache_that_goes_during_the_training_is_told_and_the_same_command_goes
 def test_weights_that_explode_stop_with_the_flag_to_change(copy, refusal):
     rates = ['--lr_min', 9, '--lr_max', 9, '--wd', 1e38]
     text = refusal('train.py', '--home', copy, *QUICK, '--epochs', 3, '--name', 'nan', *rates)
-    assert 'the loss is nan in fold 0, epoch' in text and 'try a smaller --lr_max' in text
+    assert re.search(r'nan in fold 0, epoch \d, \w+ step \d; try a smaller --lr_max', text)
 
 
-# Images: how each is made, and whether it can be read
+# Images that cannot be read, and how each is made
 
 
 def picture() -> Image.Image:
@@ -422,52 +352,16 @@ def truncated(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:3000])
 
 
-def rotated(path: Path) -> None:
-    exif = Image.Exif()
-    exif[ExifTags.Base.Orientation] = 6
-    picture().save(path, exif=exif)
-
-
-def sixteen_bits(path: Path) -> None:
-    grey = np.random.default_rng(0).integers(0, 2**16, (90, 120), dtype=np.uint16)
-    Image.fromarray(grey).save(path, 'PNG')
-
-
-IMAGES = {
-    'missing': (lambda path: None, False),
-    'empty': (put(b''), False),
-    'truncated': (truncated, False),
-    'text': (put(b'no picture'), False),
-    'eps': (lambda path: picture().save(path, 'EPS'), False),
-    'bomb': (lambda path: Image.new('1', (14_000, 14_000)).save(path, 'PNG'), False),
-    'folder': (lambda path: path.mkdir(), False),
-    'pipe': (os.mkfifo, False),
-    'png': (lambda path: picture().save(path, 'PNG'), True),
-    'cmyk': (lambda path: picture().convert('CMYK').save(path), True),
-    'grey': (lambda path: picture().convert('L').save(path), True),
-    '16-bit': (sixteen_bits, True),
-    'palette': (lambda path: picture().convert('P').save(path, 'PNG'), True),
-    'rotated': (rotated, True),
-    '1x1': (lambda path: picture().resize((1, 1)).save(path), True),
-    '30000x1': (lambda path: picture().resize((30000, 1)).save(path), True),
+BAD = {
+    'missing': lambda path: None,
+    'empty': put(b''),
+    'truncated': truncated,
+    'text': put(b'no picture'),
+    'eps': lambda path: picture().save(path, 'EPS'),
+    'bomb': lambda path: Image.new('1', (14_000, 14_000)).save(path, 'PNG'),
+    'folder': lambda path: path.mkdir(),
+    'pipe': os.mkfifo,  # to open it would wait for ever
 }
-BAD = [kind for kind, (_, readable) in IMAGES.items() if not readable]
-
-
-@pytest.mark.parametrize('kind', IMAGES)
-def test_an_image_is_read_or_named(kind, tmp_path):
-    write, readable = IMAGES[kind]
-    path = tmp_path / f'{kind}.jpg'
-    write(path)
-    table = pd.DataFrame({'image_name': [kind], 'path': [str(path)], 'source': 's'})
-    if readable:
-        with Image.open(images.cache(table, tmp_path, 64)[0]) as image:
-            image.load()
-            assert (image.size, image.mode, image.format) == ((64, 64), 'RGB', 'JPEG')
-    else:
-        with pytest.raises(Stop, match=rf'1 images cannot be read:\n  .*{kind}\.jpg: \w'):
-            images.cache(table, tmp_path, 64)
-        assert not list(tmp_path.rglob('cache/**/*.*jpg'))
 
 
 def test_a_first_run_that_meets_bad_images_locks_nothing_and_can_go_without_them(
@@ -478,14 +372,17 @@ def test_a_first_run_that_meets_bad_images_locks_nothing_and_can_go_without_them
     ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
     folds = pd.read_csv(home / 'folds.csv')
     paths = [home / path for path in folds.path]
-    for kind, i in zip(BAD, folds.index[folds.target == 0], strict=False):
+    for write, i in zip(BAD.values(), folds.index[folds.target == 0], strict=False):
         paths[i].unlink()
-        IMAGES[kind][0](paths[i])
+        write(paths[i])
     train = ['train.py', '--home', home, *TRAIN, '--name', 'a']
     text = refusal(*train)
     assert f'{len(BAD)} images cannot be read' in text and '--skip_bad' in text
     bad = folds.image_name[folds.target == 0][: len(BAD)]
-    assert all(f'{name}.jpg: ' in text for name in bad)
+    assert all(re.search(rf'{name}\.jpg: \w', text) for name in bad)
+    made = {path.name for path in (home / 'cache').rglob('*.jpg')}  # the others, whole
+    labelled = folds.image_name[folds.split == 'train']
+    assert made == {f'{name}.jpg' for name in set(labelled) - set(bad)}
     assert not (home / 'runs').exists()
 
     other = [*train, '--seed', 1]  # so that the name can be had by other flags
@@ -498,9 +395,9 @@ def test_a_first_run_that_meets_bad_images_locks_nothing_and_can_go_without_them
     test.write_bytes(b'no picture')
     before = contents(home / 'runs')
     text = refusal('infer.py', '--home', home, '--n_tta', 0)
-    assert '1 images cannot be read' in text and test.name in text
+    assert '1 images cannot be read' in text and test.name in text and '--skip_bad' not in text
     assert contents(home / 'runs') == before
     test.write_bytes(kept)
     ok('infer.py', '--home', home, '--n_tta', 0)
     oof = pd.read_csv(home / 'runs' / 'a' / 'oof.csv')
-    assert set(oof.image_name) == set(folds.image_name[folds.split == 'train']) - set(bad)
+    assert set(oof.image_name) == set(labelled) - set(bad)

@@ -353,6 +353,7 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
     out = ok('blend.py', '--home', tmp_path, '--prior', 0.02)
     page = (tmp_path / 'report' / 'index.html').read_text()
     assert says in out and says in page and 'nan' not in out
+    assert ('[no interval]' in out) == ('patient_id' in changes)
     assert not (tmp_path / 'submission.csv').exists() and 'nothing to submit' in out
 
 
@@ -409,18 +410,3 @@ def test_names_of_any_kind_leave_table_and_report_usable(ok, tmp_path, recwarn):
     page = (tmp_path / 'report' / 'index.html').read_text()
     assert '黑色素瘤' in page.split('<svg')[-1]  # as text, not as boxes
     assert not [w for w in recwarn if 'Glyph' in str(w.message)]
-
-
-def test_flags_that_contradict_each_other_or_cannot_be_are_refused(script, tmp_path):
-    for flags, says in (
-        (['--how', 'best'], 'mean, rank, greedy, stack'),
-        (['--calibrate', 'isotonic'], 'platt'),
-        (['--prior', 1.5], '--prior'),
-        (['--mix', 'a=1', '--only', 'a'], '--mix'),
-        (['--mix', 'a=1', '--how', 'rank'], '--mix'),
-        (['--name', '../x'], '--name'),
-        (['--only', 'absent'], 'absent'),
-        (['--only', 'a,'], 'empty name'),
-    ):
-        done = script('blend.py', '--home', tmp_path, *flags)
-        assert done.returncode in (1, 2) and says in done.stderr and not done.stdout

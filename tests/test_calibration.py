@@ -1,7 +1,5 @@
 """Probabilities: what moves them, what they are worth, and that ranks stay."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,7 +9,7 @@ from sklearn.calibration import calibration_curve
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import brier_score_loss, roc_curve
 
-from lib import calibration, prior
+from lib import calibration, files, prior
 from lib.cli import Stop
 from lib.runs import Run
 
@@ -29,13 +27,8 @@ def oof(n=20000, rate=0.02, seed=0) -> pd.DataFrame:
 
 def calibrate(table, odds, way, rate):
     """What is said of `prob`, out of fold and, as if the same images were test images, by all."""
-    blend = {
-        'odds': odds,
-        'no_odds': 'nobody says',
-        'of_ranks': False,
-        'calibrate': way,
-        'prior': rate,
-    }
+    blend = {'odds': odds, 'no_odds': 'nobody says', 'of_ranks': False}
+    blend |= {'calibrate': way, 'prior': rate}
     table, test, facts = calibration.add_prob(table, table[['pred']], blend)
     return table.prob.to_numpy(), test.prob.to_numpy(), facts
 
@@ -190,41 +183,35 @@ def test_probabilities_are_for_the_competitions_own_images():
         prior.melanoma_rate(table.assign(target=0))
 
 
-CONFIG = {'arch': 'a', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x'}
+def trained(folder, neg_ratio) -> Run:
+    """A run that was trained with this many benign images for each melanoma."""
+    config = {'arch': 'a', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x'}
+    files.write_json(folder / 'config.json', config | {'neg_ratio': neg_ratio})
+    return Run(folder)
 
 
 def test_the_odds_of_a_blend_are_the_mean_of_its_runs(tmp_path):
     target = np.r_[np.ones(10), np.zeros(90)]
-    for name, neg_ratio in (('a', 1.0), ('b', 4.0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps(CONFIG | {'neg_ratio': neg_ratio}))
-    a, b, c, d = (tmp_path / name for name in 'abcd')
+    a, b = trained(tmp_path / 'a', 1.0), trained(tmp_path / 'b', 4.0)
+    c, d = Run(tmp_path / 'c'), Run(tmp_path / 'd')
 
-    def odds(folders, weights, how='mean'):
-        runs = [Run(folder) for folder in folders]
+    def odds(runs, weights, how='mean'):
         return prior.blend_odds(how, runs, weights, target, target[:20])['odds']
 
     assert odds([a], [1.0]) == 1
     assert odds([a, b], [0.5, 0.5]) == pytest.approx(0.5)
     assert odds([a, b], [0.5, 0.5], 'rank') is None
     assert odds([a, b], [2, 3], 'stack') == pytest.approx(1)  # those of the rows it was fitted on
-    c.mkdir()
-    (c / 'blend.json').write_text(json.dumps({'odds': 0.25}))
+    files.write_json(c.folder / 'blend.json', {'odds': 0.25})
     assert odds([b, c], [0.5, 0.5]) == pytest.approx(0.25)
-    d.mkdir()
     assert odds([a, d], [0.5, 0.5]) is None  # anybody's
     assert odds([a, d], [1.0, 0.0]) == 1  # without a part in it
 
 
 def test_runs_trained_at_unlike_odds_are_moved_by_the_level_and_it_is_said(tmp_path):
     table = oof(n=100_000)
-    for name, neg_ratio in (('even', 1.0), ('all', 0.0)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / 'config.json').write_text(json.dumps(CONFIG | {'neg_ratio': neg_ratio}))
-    folders = [tmp_path / 'even', tmp_path / 'all']
-    blend = prior.blend_odds(
-        'mean', [Run(f) for f in folders], [0.5, 0.5], table.target, table.target
-    )
+    runs = [trained(tmp_path / 'even', 1.0), trained(tmp_path / 'all', 0.0)]
+    blend = prior.blend_odds('mean', runs, [0.5, 0.5], table.target, table.target)
     assert blend['odds'] is None and 'from 0.0199 to 1' in blend['no_odds']
     rate = table.target.mean()
     both = (table.pred + prior.to_prior(table.pred, rate, 1.0)) / 2  # perfect models of both kinds

@@ -50,16 +50,6 @@ def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
         assert as_it_is == [not augmented] * 4
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_rows_to_predict_come_once_in_their_order_and_the_last_batch_may_be_small(noise, workers):
-    rows = noise.iloc[[9, 3, 30, 4, 5, 11, 2]]
-    dls = data.prediction_dls(rows, batch_tfms(*STATS), 3, workers)
-    batches = [x for (x,) in dls.valid]
-    assert [len(x) for x in batches] == [3, 3, 1]
-    assert torch.allclose(torch.cat(batches), plain(rows, slice(None)), atol=1e-6)
-    assert data.prediction_dls(rows, batch_tfms(*STATS), 99, 0).valid.bs == 7
-
-
 def test_processes_of_a_launcher_share_a_batch_equally_or_are_refused(noise, monkeypatch):
     monkeypatch.setattr(ranks, 'WORLD', 2)
     dls, _ = training_dls(noise, batch_size=8)
@@ -83,18 +73,20 @@ def test_a_cached_image_that_cannot_be_read_is_named_with_what_to_do(noise, work
         assert isinstance(e.value, Stop) or 'lib.cli.Stop' in str(e.value)
 
 
+@pytest.mark.parametrize(
+    'cores, local, workers', [(64, 1, 8), (4, 1, 4), (4, 2, 2), (64, 16, 4), (1, 2, 1)]
+)
 def test_images_are_read_beside_a_gpu_by_a_process_a_core_and_on_the_cpu_by_none(
-    noise, monkeypatch
+    noise, monkeypatch, cores, local, workers
 ):
-    def n_workers(workers=None):
-        dl = data.loader(noise.cached[:1], [0], batch_tfms(*STATS), 1, False, workers)
-        return dl.fake_l.num_workers
+    def n_workers(asked=None):
+        return data.loader(noise.cached[:1], None, [], 1, False, asked).fake_l.num_workers
 
+    monkeypatch.setattr(data, 'n_cores', lambda: cores)
+    monkeypatch.setattr(ranks, 'LOCAL_WORLD', local)  # processes of a launcher share the cores
     assert n_workers() == 0 and n_workers(1) == 1
-    monkeypatch.setattr(data, 'n_cores', lambda: 3)
-    # a device that is no CPU, and that this machine has: batches without data
-    monkeypatch.setattr(data, 'choose_device', lambda: torch.device('meta'))
-    assert n_workers() == 3
+    monkeypatch.setattr(data, 'choose_device', lambda: torch.device('cuda', 0))
+    assert n_workers() == workers
     monkeypatch.setattr(data, 'get_start_method', lambda: 'spawn')
     assert n_workers() == 0
     with pytest.raises(Stop, match='--workers needs a system that forks'):

@@ -3,10 +3,9 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from lib import files, ranks
+from lib import files
 from lib.cli import Stop
 
 
@@ -42,35 +41,12 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
     assert [p.name for p in path.iterdir()] == ['new'] and list(path.parent.iterdir()) == [path]
 
 
-def test_an_error_of_the_system_names_the_file_and_not_the_temporary_one(tmp_path):
-    path = tmp_path / 'a.csv'
-    for number, name in ((28, None), (13, '.a.part.csv')):
-        with pytest.raises(OSError) as raised, files.atomic(path) as temporary:
-            raise OSError(number, 'full', name and str(temporary))
-        assert raised.value.filename == str(path)
-
-
-def test_a_process_that_follows_another_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranks, 'following', True)
-    files.write_json(tmp_path / 'a.json', {'a': 1})
-    with files.atomic(tmp_path / 'deep' / 'b.png') as temporary:
-        temporary.write_bytes(b'drawn')
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_json_is_pythons_own_and_what_json_has_not_is_null(tmp_path):
     path = tmp_path / 'a.json'
     data = {1: np.float32(0.5), 'b': [np.int64(2), float('nan'), np.array([1.5, np.inf])]}
     files.write_json(path, data)
     assert json.loads(path.read_text()) == {'1': 0.5, 'b': [2, None, [1.5, None]]}
     assert files.read_json(path) == json.loads(path.read_text())
-
-
-def test_numbers_in_a_csv_are_read_back_to_the_last_bit(tmp_path):
-    table = pd.DataFrame({'name': ['a', 'é,'], 'x': [1 / 3, np.float64(np.float32(0.1))]})
-    files.write_csv(tmp_path / 'a.csv', table)
-    assert b'\r' not in (tmp_path / 'a.csv').read_bytes()
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / 'a.csv'), table, check_exact=True)
 
 
 @pytest.mark.parametrize('text', ['{', '[1]', '[' * 100_000, '', '"a"', None])

@@ -10,9 +10,8 @@ from lib import augment, data, images, model
 
 ARCHS = [
     'efficientnet_b5',
-    'tf_efficientnet_lite0',
     'resnet18',
-    'convnext_tiny',
+    'convnext_atto',
     'deit_tiny_distilled_patch16_224',  # two heads
 ]
 
@@ -28,14 +27,6 @@ def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
     heads = model.get_heads(model.create(arch, 224))
     assert len(heads) == (2 if 'distilled' in arch else 1)
     assert all(0.8 < scale(head) < 1.25 for head in heads), list(map(scale, heads))
-
-
-def test_it_is_drawn_from_the_seeded_generator():
-    def start(seed: int) -> torch.Tensor:
-        torch.manual_seed(seed)
-        return model.create('test_resnet', 64).fc.weight
-
-    assert torch.equal(start(1), start(1)) and not torch.equal(start(1), start(2))
 
 
 def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp_path):

@@ -25,7 +25,7 @@ def random_net(arch: str) -> nn.Module:
     return net
 
 
-@pytest.mark.parametrize('arch', ['efficientnet_b5', 'tf_efficientnet_lite0', 'resnet18'])
+@pytest.mark.parametrize('arch', ['tf_efficientnet_lite0', 'resnet18'])
 def test_the_map_of_a_pooled_net_is_exact(arch):
     net, x = random_net(arch), torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     maps, logits = heat.activation_map(net, x)
@@ -230,10 +230,14 @@ def test_a_page_that_is_passed_on_has_no_image_of_a_patient(drawn, ok):
     assert not pictures_of(page) and '<img' not in page
     assert not [name for name in names if name in page]
     assert 'too few cells' in page  # the figures are of no single patient
+    for path in (copy / 'runs' / 'twin' / 'heat').glob('*.jpg'):
+        path.unlink()
+    report.write(copy)  # the sheets survive pictures that are gone
+    assert 'map by' not in (copy / 'report' / 'index.html').read_text()
     shutil.rmtree(copy / 'runs' / 'twin' / 'heat')
     report.write(copy)
     page = (copy / 'report' / 'index.html').read_text()
-    assert pictures_of(page) and 'map by' not in page and 'too few cells' not in page
+    assert pictures_of(page) and 'too few cells' not in page
 
 
 def test_a_folder_of_images_has_maps_by_each_run(drawn, demo, ok, tmp_path):
@@ -252,11 +256,3 @@ def test_a_folder_of_images_has_maps_by_each_run(drawn, demo, ok, tmp_path):
         assert set(table.image_name) == {*preds.index[:2], *preds.index[-2:]}
         assert all((tmp_path / 'out_heat' / run / name).exists() for name in table.picture)
     assert not np.allclose(*(table.set_index('image_name').logit for table in tables.values()))
-
-
-def test_the_sheets_survive_a_picture_that_is_gone(drawn):
-    copy = shutil.copytree(drawn, drawn.with_name('gone'))
-    for path in (copy / 'runs' / 'twin' / 'heat').glob('*.jpg'):
-        path.unlink()
-    report.write(copy)
-    assert 'map by' not in (copy / 'report' / 'index.html').read_text()

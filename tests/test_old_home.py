@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import contents
 
 from lib import files, tables
 
@@ -42,12 +43,6 @@ def computed():
     handle.remove()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """The bytes of all files below `folder`, less the locks."""
-    files = (p for p in folder.rglob('*') if p.is_file() and p.name != '.lock')
-    return {str(p.relative_to(folder)): p.read_bytes() for p in files}
-
-
 def preds(path: Path, *columns: str) -> pd.DataFrame:
     """Columns of a table of predictions as the text in the file, by image."""
     return pd.read_csv(path, dtype=str).set_index('image_name')[list(columns)]
@@ -58,11 +53,6 @@ def test_a_finished_run_is_left_as_it_is(home, ok, computed):
     assert 'finished' in out and not computed
     for fold in ('fold0', 'fold1'):
         assert contents(home / 'runs/a' / fold) == contents(OLD / 'runs/a' / fold)
-
-
-def test_its_flags_still_guard_it(home, script, computed):
-    done = script('train.py', '--home', home, '--name', 'a', *FLAGS, '--seed', 1)
-    assert done.returncode and 'seed' in done.stdout + done.stderr and not computed
 
 
 def test_finished_predictions_are_kept_to_the_last_digit(home, ok, computed):
@@ -93,41 +83,11 @@ def test_its_weights_predict_what_they_predicted_but_by_views_of_their_own(home,
     assert files.read_json(run / 'fold0/tta_oof.json')['draws'] == 2
 
 
-def test_other_passes_are_predicted_anew(home, ok, computed):
-    ok('infer.py', '--home', home, '--n_tta', 1, '--precision', 'fp32')
-    old, new = (preds(h / 'runs/a/test.csv', 'pred') for h in (OLD, home))
-    assert computed and (new != old).any(axis=None)
-
-
-def test_a_kept_blend_takes_part_only_where_it_is_named(home, ok):
-    shutil.rmtree(home / 'runs/half')
-    a, kept = (
-        preds(OLD / 'runs' / run / 'test.csv', 'pred').astype(float) for run in ('a', 'kept')
-    )
-    for only, expected in (([], a), (['--only', 'a,kept'], (a + kept) / 2)):
-        ok('blend.py', '--home', home, *only)
-        submission = preds(home / 'submission.csv', 'target').astype(float)
-        np.testing.assert_allclose(submission, expected.loc[submission.index], rtol=1e-9)
-
-
 def test_a_blend_is_kept_again_under_its_name(home, ok):
     ok('blend.py', '--home', home, '--only', 'a', '--how', 'rank', '--name', 'kept')
     for name in ('oof.csv', 'test.csv'):
         old, new = (preds(h / 'runs/kept' / name, 'pred', 'prob') for h in (OLD, home))
         np.testing.assert_allclose(new.loc[old.index].astype(float), old.astype(float), rtol=1e-9)
-
-
-def test_a_part_of_other_draws_is_not_pooled_with_todays(home, ok):
-    """One part is taken away, as a kill would leave it: all are made anew, not this one alone."""
-    run = home / 'runs/a'
-    ok('infer.py', '--home', home, *INFER, '--seed', 1)
-    whole = contents(run)
-    for path in run.glob('fold*/tta_*.json'):
-        files.write_json(path, {**files.read_json(path), 'draws': 1})
-    for name in ('oof.csv', 'test.csv'):
-        (run / name).unlink()
-    out = ok('infer.py', '--home', home, *INFER, '--seed', 1)
-    assert out.count('2 augmented passes') == 4 and contents(run) == whole
 
 
 def test_a_run_half_trained_by_another_recipe_is_refused_with_what_to_do(home, script, computed):
@@ -151,15 +111,6 @@ def test_an_old_run_goes_along_to_where_the_images_lie_elsewhere(home, ok, scrip
     ok('infer.py', '--home', home, *INFER)
     assert not computed
     ok('blend.py', '--home', home)
-
-
-def test_a_failure_before_the_first_prediction_loses_nothing(home, script, monkeypatch):
-    monkeypatch.setenv('CXX', 'no-such-compiler')
-    before = contents(home / 'runs/a')
-    done = script('infer.py', '--home', home, '--only', 'a', '--n_tta', 1, '--compile')
-    assert done.returncode == 1 and 'no-such-compiler' in done.stderr
-    kept = {name: data for name, data in contents(home / 'runs/a').items() if '.lock' not in name}
-    assert kept == before
 
 
 def test_one_fold_that_was_trained_again_has_all_parts_made_in_one_go(home, ok):

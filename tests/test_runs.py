@@ -2,16 +2,14 @@
 
 import json
 import shlex
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import ROOT
+from test_locks import held_by_another
 
 import train
-from lib import cli, config, files, locks, runs, tables
+from lib import cli, config, files, runs, tables
 from lib.cli import Stop
 from lib.runs import Run
 
@@ -86,30 +84,6 @@ def test_the_same_flags_go_on_and_an_absent_flag_means_its_default(run):
     assert run.config['cutout'] is False and run.skipped == []
     with pytest.raises(Stop, match='cutout False'):
         run.begin({**CONFIG, 'cutout': True}, DEFAULTS)
-
-
-@pytest.mark.parametrize(
-    ('change', 'says'),
-    [
-        ({'cutout': True}, 'cutout False .now True.; give this run another --name'),
-        ({'size': 512}, 'size 384 .now 512.'),
-        ({'folds_sha256': 'y'}, 'folds.csv has changed'),
-    ],
-)
-def test_other_flags_under_the_same_name_are_refused(change, says, run):
-    before = (run.folder / 'config.json').read_bytes()
-    for method in (run.check, run.begin):
-        with pytest.raises(Stop, match=says):
-            method(CONFIG | change, DEFAULTS)
-    assert (run.folder / 'config.json').read_bytes() == before
-
-
-def test_a_run_whose_config_is_gone_is_not_claimed_by_other_flags(tmp_path):
-    (tmp_path / 'fold1').mkdir()
-    (tmp_path / 'fold1' / 'oof.csv').write_text('of who knows what')
-    with pytest.raises(Stop, match=r'fold1/oof\.csv is there and no config\.json'):
-        Run(tmp_path).begin(CONFIG, DEFAULTS)
-    assert not (tmp_path / 'config.json').exists()
 
 
 @pytest.mark.parametrize('name', ['blend.json', 'oof.csv', 'test.csv'])
@@ -190,12 +164,9 @@ def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
         f'{run}: fold 1, 2 still to be trained: python train.py --size 384 '
         f'--home {run.home} --name r'
     )
-    with locks.held(run.fold(1) / '.lock'):
-        ask = 'import sys; from pathlib import Path; from lib.runs import Run\n'
-        ask += 'print(Run(Path(sys.argv[1])).describe_unfinished([1, 2]))'
-        command = [sys.executable, '-c', ask, str(run)]
-        note = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout
-    assert 'fold 1 (process ' in note and 'works on it), 2 still' in note
+    with held_by_another(run.fold(1) / '.lock') as process:
+        note = run.describe_unfinished([1, 2])
+    assert f'fold 1 (process {process.pid} on' in note and 'works on it), 2 still' in note
 
 
 def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):

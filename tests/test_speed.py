@@ -1,5 +1,7 @@
 """Precision is a rule by device and a flag; nothing is timed or tried."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -11,42 +13,27 @@ CPU, CUDA = torch.device('cpu'), torch.device('cuda:0')
 
 
 @pytest.mark.parametrize(
-    ('device', 'has_bf16', 'training', 'inference'),
+    ('device', 'has_bf16', 'training', 'inference', 'known'),
     [
-        (CPU, True, 'fp32', 'fp32'),
-        (CUDA, True, 'bf16', 'fp16'),
-        (CUDA, False, 'fp16', 'fp16'),
-        (torch.device('mps'), True, 'fp32', 'fp32'),
+        (CPU, True, 'fp32', 'fp32', {'fp32', 'bf16'}),
+        (CUDA, True, 'bf16', 'fp16', {'fp32', 'fp16', 'bf16'}),
+        (CUDA, False, 'fp16', 'fp16', {'fp32', 'fp16'}),
+        (torch.device('mps'), True, 'fp32', 'fp32', {'fp32'}),
     ],
 )
-def test_the_precision_is_a_rule_by_device(device, has_bf16, training, inference, monkeypatch):
+def test_the_precision_is_a_rule_by_device_or_asked_for_and_refused_with_what_there_is(
+    device, has_bf16, training, inference, known, monkeypatch
+):
     def is_supported(including_emulation):
         assert not including_emulation  # emulated, it would be slower than fp32
         return has_bf16
 
     monkeypatch.setattr(torch.cuda, 'is_bf16_supported', is_supported)
-    assert speed.training_precision('auto', device) == training
-    assert speed.inference_precision('auto', device) == inference
-
-
-@pytest.mark.parametrize(
-    ('device', 'has_bf16', 'known'),
-    [
-        (CPU, True, {'fp32', 'bf16'}),
-        (CUDA, True, {'fp32', 'fp16', 'bf16'}),
-        (CUDA, False, {'fp32', 'fp16'}),
-        (torch.device('mps'), True, {'fp32'}),
-    ],
-)
-def test_the_precision_that_is_asked_for_is_taken_or_refused_with_what_there_is(
-    device, has_bf16, known, monkeypatch
-):
-    monkeypatch.setattr(torch.cuda, 'is_bf16_supported', lambda including_emulation: has_bf16)
-    for choose in (speed.training_precision, speed.inference_precision):
-        for precision in ('fp32', 'fp16', 'bf16', 'half', ''):
-            if precision in known:
-                assert choose(precision, device) == precision
-                continue
+    rules = {speed.training_precision: training, speed.inference_precision: inference}
+    for choose, best in rules.items():
+        assert choose('auto', device) == best
+        assert all(choose(precision, device) == precision for precision in known)
+        for precision in {'fp16', 'bf16', 'half', ''} - known:
             with pytest.raises(Stop, match=rf'\({device.type}\) may be auto, fp32') as refused:
                 choose(precision, device)
             assert all(name in str(refused.value) for name in known)
@@ -66,21 +53,13 @@ def test_compiling_is_in_place_and_without_a_compiler_it_is_one_sentence(monkeyp
 
 
 def test_memory_is_kept_by_glibc_and_elsewhere_nothing_is_asked_for(monkeypatch):
-    class Library:
-        def __init__(self, name):
-            self.asked = asked
-
-        def mallopt(self, option, value):
-            self.asked[option] = value
-
     asked = {}
-    monkeypatch.setattr(speed.ctypes, 'CDLL', Library)
-    monkeypatch.setattr(speed.sys, 'platform', 'darwin')
-    speed.ready_memory(CPU)
-    assert not asked
-    monkeypatch.setattr(speed.sys, 'platform', 'linux')
-    speed.ready_memory(CPU)
-    assert asked == {-3: 32 << 20, -1: (2 << 30) - 1, -2: 256 << 20}  # malloc.h's numbers
+    library = SimpleNamespace(mallopt=asked.__setitem__)
+    monkeypatch.setattr(speed.ctypes, 'CDLL', lambda name: library)
+    for platform, options in (('darwin', set()), ('linux', {-1, -2, -3})):  # malloc.h's numbers
+        monkeypatch.setattr(speed.sys, 'platform', platform)
+        speed.ready_memory(CPU)
+        assert set(asked) == options
 
 
 def trained_like(arch: str) -> nn.Module:

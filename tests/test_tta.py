@@ -106,13 +106,6 @@ def test_the_seed_and_the_batch_number_decide_the_draw(net, rows):
     assert np.abs(predict(net, rows, 1)[0] - first).max() > 1e-4  # and in each pass
 
 
-def test_what_was_drawn_before_makes_no_difference(net, rows):
-    torch.manual_seed(1)
-    first = predict(net, rows, 1)[0]
-    torch.rand(5)
-    assert (predict(net, rows, 1)[0] == first).all()
-
-
 def test_half_precision_keeps_the_predictions_and_their_order(rows):
     half, single = predict(make(), rows, 2, precision='bf16'), predict(make(), rows, 2)
     assert 0 < np.abs(half[0] - single[0]).max() < 0.02
@@ -128,9 +121,3 @@ def test_a_prediction_that_is_not_finite_stops_and_names_the_precision_to_type(n
         tta.check_finite(pred, 'runs/a')
     good = tta.check_finite(torch.tensor([[0.25], [1.0]]), '')
     assert good.dtype == np.float64 and good.tolist() == [0.25, 1]
-
-
-def test_a_log_file_has_no_bar(net, rows, capsys):
-    predict(net, rows, 2)
-    printed = capsys.readouterr()
-    assert not printed.out.strip() and '\r' not in printed.err
