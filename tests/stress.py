@@ -190,16 +190,15 @@ def kill_blend(folder: Path, n_kills: int, rng: random.Random) -> Iterator:
 
 
 def kill_cache(folder: Path, n_kills: int, rng: random.Random) -> Iterator:
-    """Kill what makes the cache, while its pool of processes is at work."""
-    home, script = make_home(folder, n_train=900), folder / 'cache.py'
-    script.write_text(  # a file, which the processes of the pool can import
+    """Kill what makes the cache, while its threads are at work."""
+    home, left = make_home(folder, n_train=900), n_kills
+    code = (
         f'import sys; sys.path.insert(0, {str(ROOT)!r})\n'
-        'from pathlib import Path\nfrom lib import images, tables\n'
-        "if __name__ == '__main__':\n"
-        f'    home = Path({str(home)!r})\n'
-        "    images.cache(tables.read_folds(home / 'folds.csv'), home, 224)\n"
+        f'from pathlib import Path; home = Path({str(home)!r})\n'
+        "from lib import images, tables; table = tables.read_folds(home / 'folds.csv')\n"
+        'images.cache(table, home, 224)'
     )
-    args, left = [sys.executable, str(script)], n_kills
+    args = [sys.executable, '-c', code]
     done(args)
     whole = contents(home)
 
