@@ -35,7 +35,8 @@ def create_learner(
 ) -> Learner:
     """A Learner for one logit: binary cross-entropy, AdamW on all parameters, AUC each epoch.
 
-    `precision`: fp32, bf16 or fp16. `accumulate`: batches for each step of the optimizer.
+    Weight decay is on all of them, since fastai's exemption of biases and norms does not reach a
+    torch optimizer. `precision`: fp32, bf16 or fp16. `accumulate`: batches per optimizer step.
     """
     speed.ready_memory(dls.device)
     device = dls.device.type
@@ -48,7 +49,6 @@ def create_learner(
         # fused makes one pass over all weights; else each operation of a step makes its own
         opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=device in ('cpu', 'cuda')),
         wd=wd,
-        wd_bn_bias=True,  # fastai's own exemption does not reach a torch optimizer
         # fastai's RocAucBinary would take the softmax of the single logit, which is always 1
         metrics=AccumMetric(score.auc, invert_arg=True, to_np=True, name='auc'),
         cbs=half[precision] + ([Accumulate(accumulate)] if accumulate > 1 else []),
