@@ -31,6 +31,7 @@ from unittest import mock
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+warnings.filterwarnings('ignore')  # of libraries: they would hide the table
 
 import numpy as np
 import pandas as pd
