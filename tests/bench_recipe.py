@@ -7,8 +7,9 @@ or something else that is done with the base's predictions. Typed again it goes 
 and in two terminals two processes share out the folds. The figures of each finished row, without
 names of images, are added to tests/bench_recipe.csv, and the table is made from that file.
 
-Measured on two shared cores: the base, its twin by seed, Cutout, Cutout at 128 px, TTA by passes,
-fastai's own script, the blends and late fusion, in about three hours. The other rows are to be run.
+Measured on two shared cores in about six hours: all rows but size_224, epochs_20, wd_.01 and scratch,
+which are still to be run. The recipe in miniature (base, twin, cutout, cutout_128, five folds each):
+AUC .904 [.892, .915] by greedy and stack, .903 [.891, .914] by the mean, .901 its best single run.
 """
 
 import subprocess
