@@ -7,9 +7,10 @@ or something else that is done with the base's predictions. Typed again it goes 
 and in two terminals two processes share out the folds. The figures of each finished row, without
 names of images, are added to tests/bench_recipe.csv, and the table is made from that file.
 
-Measured on two shared cores in about six hours: all rows but size_224, epochs_20, wd_.01 and scratch,
-which are still to be run. The recipe in miniature (base, twin, cutout, cutout_128, five folds each):
-AUC .904 [.892, .915] by greedy and stack, .903 [.891, .914] by the mean, .901 its best single run.
+Measured on two shared cores in about six hours: all rows but size_224, epochs_20, wd_.01 and
+scratch, which are still to be run. The recipe in miniature (base, twin, cutout and cutout_128, five
+folds each): AUC .904 [.892, .915] by greedy and by stack, .903 [.891, .914] by the mean, and .901
+of its best single run.
 """
 
 import subprocess
@@ -356,7 +357,7 @@ def draw_tta(figures: pd.DataFrame) -> None:
         low, high = lines['diff'] - lines.diff_low, lines.diff_high - lines['diff']
         ax.errorbar(x, lines['diff'], [low, high], marker='o', ms=4, capsize=2, label=source)
     ax.axhline(0, color='gray', lw=0.8)
-    ax.set(xlabel='passes of test-time augmentation', ylabel='AUC less that of the plain pass')
+    ax.set(xlabel='passes of test-time augmentation', ylabel='AUC minus that of the plain pass')
     ax.legend(frameon=False)
     figure.savefig(PICTURE)
 
