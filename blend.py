@@ -31,7 +31,7 @@ def main(
     home = Path(home)
     blend_run = lib.runs.Run(lib.runs.run_folder(home, name)) if name is not None else None
     mix_weights = lib.blending.parse_mix(mix) if mix is not None else None
-    runs = lib.runs.find_runs(home, ','.join(mix_weights) if mix_weights else only, True)
+    runs = lib.runs.find_runs(home, ','.join(mix_weights or ()) or only, predicted=True)
     names = [run.name for run in runs]
     record = {'how': how, 'mix': mix_weights, 'runs': names, 'calibrate': calibrate, 'prior': prior}
     if blend_run:
@@ -70,7 +70,7 @@ def main(
         scores |= score(how, oofs, oof, weights, fold_weights)
         trained_on = (oof if labelled is None else labelled).target
         record |= lib.prior.blend_odds(how, runs, weights, trained_on, oof.target)
-        refit = lib.blending.leave_folds_out(how, oofs)  # blends without a fold; None for a mean
+        refit = lib.blending.leave_folds_out(how, oofs)  # None where no weights are fitted
         oof, tests, scores['probability'] = lib.calibration.add_prob(oof, tests, record, refit)
         print(lib.calibration.format_quality(scores['probability']))
     with lib.locks.held(home / '.lock'):  # two blends at once would mix their files

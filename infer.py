@@ -102,7 +102,7 @@ def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options
     odds = lib.prior.blend_odds('mean', runs, weights, oof.target, oof.target)['odds']
     table, preds = lib.images.list_images(folder), []
     for run in runs:
-        with tempfile.TemporaryDirectory() as home:  # a temporary cache
+        with tempfile.TemporaryDirectory() as home:
             table['cached'] = lib.images.cache(table, Path(home), run.config['size'])
             parts = [lib.parts.Part(run, k, 'images', table) for k in run.trained_folds]
             preds.append(sum(predict(part, settings, **options)[0] for part in parts) / len(parts))

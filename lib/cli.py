@@ -122,8 +122,8 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
         # a library may turn an interrupt into its own error, such as one of ended workers
         if interrupts or isinstance(e, KeyboardInterrupt):
             command_line = shlex.join(['python', sys.argv[0], *args])
-            kept = f'stopped; kept: {KEPT[0]}'
-            print(f'{kept}. The same command goes on: {command_line}', file=sys.stderr)
+            line = f'stopped; kept: {KEPT[0]}. The same command goes on: {command_line}'
+            print(line, file=sys.stderr)
             raise SystemExit(130) from None
         if sentence := explain(e):
             raise SystemExit(f'error: {sentence}') from None

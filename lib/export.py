@@ -94,8 +94,8 @@ def choose_licence(sources: list[str]) -> str:
 def write_card(run: Run, parts: list[Part], oof: pd.DataFrame, prior: float | None) -> str:
     """The model card of a run, by lib/card.jinja, with the metadata of the Hugging Face hub.
 
-    `oof`: what parts.join_table returns. Calibration is of the plain pass, since others have
-    no other.
+    `oof`: what parts.join_table returns. Calibration is that of the plain pass, which is what the
+    card's example computes.
     """
     of_image = oof.source.mask(oof.image_name.str.startswith(PREFIX), 'demo')
     columns = {'images': ('target', 'size'), 'melanomas': ('target', 'sum')}

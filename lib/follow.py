@@ -1,6 +1,6 @@
 """--log: what a run tells, passed on to TensorBoard or to Weights & Biases (wandb).
 
-tensorboard --logdir HOME/runs                   # a curve a fold, under its run's name
+tensorboard --logdir HOME/runs                   # one curve per fold, under its run's name
 wandb sync HOME/runs/NAME/wandb/offline-run-*    # after a training with WANDB_MODE=offline
 python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb    # -- is needed
 

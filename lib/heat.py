@@ -113,12 +113,9 @@ def draw_run(run: Run, oof: pd.DataFrame, n: int) -> None:
             trained = [compute_maps(run, *f) for f in folds]
             maps, rows['logit'] = map(np.concatenate, zip(*trained, strict=True))
             by_random = np.concatenate([compute_maps(run, *f, random=True)[0] for f in folds])
-            names = rows.image_name
-            is_chosen, is_measured = names.isin(chosen.image_name), names.isin(sample.image_name)
-            facts = pictures.draw_heat_maps(path.parent, rows[is_chosen], maps[is_chosen]) | {
-                'n': n
-            }
-            facts |= measure(rows.target[is_measured], maps[is_measured], by_random[is_measured])
+            shown, measured = (rows.image_name.isin(r.image_name) for r in (chosen, sample))
+            facts = pictures.draw_heat_maps(path.parent, rows[shown], maps[shown]) | {'n': n}
+            facts |= measure(rows.target[measured], maps[measured], by_random[measured])
             files.write_json(path, facts)
         facts = files.read_json(path)
         print(f'{path.parent}: {facts["pictures"]} images, {facts["legend"]}; {facts["measured"]}')

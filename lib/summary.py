@@ -53,11 +53,7 @@ def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     # a seed for each fold: with the same draws in all of them their mean would vary too much
     folds = {k: score.measure_with_draws(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
     summary['folds'] = {str(k): figures for k, (figures, _) in folds.items()}
-    scored = [
-        (figures['auc'].value, auc_draws)
-        for figures, auc_draws in folds.values()
-        if 'auc' in figures
-    ]
+    scored = [(figures['auc'].value, each) for figures, each in folds.values() if 'auc' in figures]
     if scored:
         aucs, draws = zip(*scored, strict=True)
         # no group is in two folds, so draws of the folds may be paired in any order
