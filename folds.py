@@ -74,23 +74,25 @@ def write(table, home: Path) -> None:
     """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
     path, text = home / 'folds.csv', lib.tables.format_folds(table)
     with lib.locks.held(home / '.lock'):
-        old = path.read_bytes().decode(errors='replace') if path.exists() else text
-        if old != text and any(home.glob('runs/*/config.json')):
-            if not lib.tables.differ_in_places(old, text):
+        has_runs = path.exists() and any(home.glob('runs/*/config.json'))
+        if has_runs and path.read_bytes() != text.encode():
+            old, table_sha256 = lib.tables.fingerprint(path), lib.tables.hash_rows(table)
+            if old['table_sha256'] != table_sha256:
                 raise cli.Stop(
-                    f'{path} would change, and the runs under {home / "runs"} were trained on it '
-                    'as it is: choose another --home, or move the runs away'
+                    f'the labelled images of {path} would change, and the runs under '
+                    f'{home / "runs"} were trained on them as they are: choose another --home, or '
+                    'move the runs away'
                 )
-            add_table_sha256(home, lib.files.sha256(path), lib.tables.hash_rows(table))
-            print(f'{path}: only paths and native sizes have changed, so the runs stay good')
+            set_table_sha256(home, old['folds_sha256'], table_sha256)
+            print(f'{path}: the labelled images and their folds are as before: the runs stay good')
         lib.files.write_text(path, text)
 
 
-def add_table_sha256(home: Path, folds_sha256: str, table_sha256: str) -> None:
-    """Add the hash of the rows to runs of older versions, which saved that of the file only."""
+def set_table_sha256(home: Path, folds_sha256: str, table_sha256: str) -> None:
+    """Set the hash of the rows in runs that older versions began, which saved another or none."""
     for path in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
         config = lib.files.read_json(path)
-        if config.get('folds_sha256') == folds_sha256 and 'table_sha256' not in config:
+        if config.get('folds_sha256') == folds_sha256:
             lib.files.write_json(path, config | {'table_sha256': table_sha256})
 
 

@@ -96,13 +96,22 @@ class Part:
         """Whether the part is made, by the weights that the fold has now."""
         return self.record.get('weights_sha256') == self.weights_sha256
 
+    @property
+    def has_current_images(self) -> bool:
+        """Whether a part that is made holds the images of folds.csv, which may have other test
+        images since. A run does not fit a folds.csv of other labelled images at all.
+        """
+        path = self.path if self.path.exists() else self.pooled_path
+        return self.kind != 'test' or set(self.rows.image_name) == {*read_csv(path).image_name}
+
     def is_made(self, settings: Settings) -> bool:
-        """Whether the part is made, with these settings and by the weights that the fold has now.
+        """Whether the part is made of its images, with these settings and by the fold's weights.
 
         Draws of an older version count where all parts have them, and so have been pooled.
         """
         is_current = self.record.get('draws', 1) == DRAWS or self.pooled_path.exists()
-        return self.has_current_weights and settings.matches(self.record) and is_current
+        fits = self.has_current_weights and self.has_current_images
+        return fits and settings.matches(self.record) and is_current
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -170,8 +179,9 @@ def pool(parts: list[Part]) -> dict[str, pd.DataFrame]:
         if kind == 'oof':
             pooled[kind] = pd.concat(tables, ignore_index=True)
         else:
-            means = {c: np.mean([t[c].astype(float) for t in tables], axis=0) for c in PREDS}
-            pooled[kind] = tables[0].assign(**means)
+            rows = pd.concat(tables).astype(dict.fromkeys(PREDS, float))
+            means = rows.groupby('image_name', sort=False)[PREDS].mean()
+            pooled[kind] = means.reset_index()
     return pooled
 
 
@@ -198,6 +208,8 @@ def read_n_tta(parts: list[Part]) -> int:
         why = f'has no {", ".join(missing)}'
     elif not all(part.has_current_weights for part in parts):
         why = 'was trained again since infer.py ran'
+    elif not all(part.has_current_images for part in parts):
+        why = 'was predicted for other test images'
     elif len(passes := {part.record['n_tta'] for part in parts}) == 1:
         return passes.pop()
     else:

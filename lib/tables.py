@@ -1,12 +1,10 @@
 """folds.csv, the table that all later scripts read, and the checks of any table."""
 
 import hashlib
-import io
 import json
 import os
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +19,6 @@ COLUMNS = [
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
-PLACES = ['path', 'width', 'height']  # where images lie and their native sizes decide no result
 COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
 
 
@@ -162,48 +159,34 @@ def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
 
 
 def hash_rows(table: pd.DataFrame) -> str:
-    """The SHA-256, in hexadecimal digits, of what in folds.csv decides the result of a run.
+    """The SHA-256, in hexadecimal digits, of the labelled images in folds.csv and of their folds.
 
-    `table` is all of folds.csv, as `read_folds` returns it. Paths, native sizes, descriptions of
-    the patient and the order of the rows make no difference. What is hashed is text in ASCII, one
-    line per row, ended by a line feed, sorted by image_name. A line is a JSON array, as Python's
-    json.dumps writes it: image_name, split, source, group, target, fold. The last two are integers,
-    and an empty cell is null.
+    `table` is all of folds.csv, as `read_folds` returns it. Test images, paths, native sizes and
+    descriptions of the patient make no difference, nor does the order of the rows, on which only
+    the draws of benign images depend. What is hashed is text in ASCII, one line per labelled row,
+    ended by a line feed, sorted by image_name. A line is a JSON array, as Python's json.dumps
+    writes it: image_name, source, group, target, fold. The last two are integers.
     """
-    rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
-    rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
-    rows = rows.where(rows.notna(), None).sort_values('image_name')
+    rows = table.loc[table.split == 'train', ['image_name', 'source', 'group', 'target', 'fold']]
+    rows = rows.astype({'target': int, 'fold': int}).astype(object).sort_values('image_name')
     lines = [f'{json.dumps(row)}\n' for row in rows.itertuples(index=False, name=None)]
     return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes that tell one folds.csv from another: of its rows, and of the file for older runs."""
+    """Hashes that tell one folds.csv from another: of the whole file, and of its labelled rows."""
     return {'folds_sha256': sha256(path), 'table_sha256': hash_rows(read_folds(path))}
 
 
 def is_same(saved: dict[str, Any], now: dict[str, str]) -> bool:
-    """Whether the `saved` hashes of a folds.csv fit the fingerprint of the present one."""
-    key = 'table_sha256' if 'table_sha256' in saved else 'folds_sha256'
-    return saved.get(key) == now[key]
+    """Whether one of the `saved` hashes of a folds.csv is that of the present one, `now`."""
+    return any(saved.get(key) == now.get(key, '') for key in ('folds_sha256', 'table_sha256'))
 
 
 def format_folds(table: pd.DataFrame) -> str:
     """The text of folds.csv, the same on every system; `table` has COLUMNS."""
     integers = dict.fromkeys(('target', 'width', 'height', 'fold'), 'Int64')
     return table[COLUMNS].astype(integers).to_csv(index=False, lineterminator='\n')
-
-
-def differ_in_places(one: str, two: str) -> bool:
-    """Whether two texts of folds.csv differ in `path`, `width` and `height`, and nowhere else."""
-
-    def rest(text: str) -> pd.DataFrame:
-        table = pd.read_csv(io.StringIO(text), dtype=str, na_filter=False)
-        return table.drop(columns=PLACES, errors='ignore')
-
-    with suppress(ValueError):  # where one of them is no table
-        return one != two and rest(one).equals(rest(two))
-    return False
 
 
 def check_names(table: pd.DataFrame, column: str = 'image_name') -> None:

@@ -38,6 +38,22 @@ def test_its_training_goes_on_there_and_other_rows_are_refused(moved, ok, refusa
     assert 'folds.csv has changed' in refusal(*train, '--name', 'twin')
 
 
+def test_other_test_images_alone_are_predicted_anew(moved, ok, refusal):
+    """As in a notebook that is run again on the hidden images of a competition."""
+    data, home = moved.parent / 'other' / 'place', moved
+    for name in ('test.csv', 'sample_submission.csv'):
+        rows = pd.read_csv(data / name)
+        rows[rows.image_name != rows.image_name.min()].to_csv(data / name, index=False)
+    before = pd.read_csv(home / 'runs' / 'twin' / 'test.csv')
+    assert 'stay good' in ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
+    assert 'other test images' in refusal('blend.py', '--home', home, '--only', 'twin')
+    out = ok('infer.py', '--home', home, '--n_tta', 2, '--only', 'twin')
+    assert out.count('augmented passes') == 2 and 'oof images' not in out
+    ok('blend.py', '--home', home, '--only', 'twin')
+    after = pd.read_csv(home / 'submission.csv').merge(before, on='image_name')
+    assert len(after) == len(before) - 1 and abs(after.target - after.pred).max() < 0.05
+
+
 def test_what_is_suggested_names_the_run_where_it_is_now(moved, ok, refusal):
     (moved / 'runs' / 'twin').rename(moved / 'runs' / 'renamed')
     (moved / 'runs' / 'renamed' / 'fold1' / 'oof.csv').unlink()

@@ -90,6 +90,12 @@ def test_a_part_of_other_settings_is_made_anew_and_any_precision_will_do_with_au
         assert {part.is_made(settings) for part in of(run)} == {change not in others}
 
 
+def test_a_part_of_other_test_images_is_made_anew(run):
+    make(run)
+    fewer = parts.list_parts(run, table()[:-1], [0, 1])
+    assert [part.is_made(SETTINGS) for part in fewer] == [True, True, False, False]
+
+
 def test_a_part_of_other_weights_is_made_anew(run):
     make(run)
     (run.fold(1) / WEIGHTS).write_text('trained again')
@@ -148,6 +154,9 @@ def test_pooled_are_the_held_out_rows_of_all_folds_and_the_mean_of_the_test_pred
     assert pooled['oof'].pred.tolist() == ['0.1', '0.1', '0.2', '0.2']  # text: to the last bit
     assert pooled['test'].image_name.tolist() == ['007', '008']
     assert pooled['test'].pred.tolist() == [np.mean([1 / 3, 0.7])] * 2
+    again = of(run)[3].rows[::-1].assign(pred=[0.9, 0.8], pred_plain=0.5)  # of another order
+    files.write_csv(of(run)[3].path, again[['image_name', 'pred', 'pred_plain']])
+    assert parts.pool(of(run))['test'].pred.tolist() == [np.mean([1 / 3, p]) for p in (0.8, 0.9)]
     files.write_csv(run.folder / 'oof.csv', pooled['oof'].assign(prob=0.5))
     assert parts.pool(of(run))['oof'].prob.tolist() == ['0.5'] * 4  # what is pooled is read
 

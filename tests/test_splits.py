@@ -107,7 +107,7 @@ def test_the_folds_columns_of_others_may_stand_in_the_input_and_are_checked_alon
     assert joined.group[one] == joined.group[two] and joined.fold[one] == joined.fold[two]
 
 
-def test_where_only_the_images_lie_elsewhere_folds_csv_changes_and_the_runs_stay_good(
+def test_where_no_labelled_image_changes_folds_csv_changes_and_the_runs_stay_good(
     demo, ok, script, tmp_path
 ):
     data, home = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'home'
@@ -118,7 +118,8 @@ def test_where_only_the_images_lie_elsewhere_folds_csv_changes_and_the_runs_stay
     configs = {
         'old/config.json': {'lr': 5e-6, 'folds_sha256': files.sha256(path)},
         'other/config.json': {'folds_sha256': 'another'},
-        'new/config.json': {'folds_sha256': files.sha256(path), 'table_sha256': 'its own'},
+        'moved/config.json': {'folds_sha256': 'another', 'table_sha256': 'its own'},
+        'new/config.json': {'folds_sha256': files.sha256(path), 'table_sha256': 'an older one'},
         'kept/blend.json': {'folds_sha256': files.sha256(path)},
     }
     for name, config in configs.items():
@@ -128,11 +129,14 @@ def test_where_only_the_images_lie_elsewhere_folds_csv_changes_and_the_runs_stay
     data = data.rename(tmp_path / 'elsewhere')
     train = pd.read_csv(data / 'train.csv').assign(width=6000, height=4000)
     train.to_csv(data / 'train.csv', index=False)
+    for name in ('test.csv', 'sample_submission.csv'):  # a competition's hidden images, or others
+        rows = pd.read_csv(data / name)
+        rows[rows.image_name != rows.image_name.min()].to_csv(data / name, index=False)
     assert 'the runs stay good' in ok(*command, data)
     table = tables.read_folds(path)
     assert table.width.max() == 6000 and all(pd.Series(table.path).map(os.path.isfile))
     sha256 = tables.hash_rows(table)
-    for name in ('old/config.json', 'kept/blend.json'):
+    for name in ('old/config.json', 'new/config.json', 'kept/blend.json'):
         configs[name]['table_sha256'] = sha256
     for name, config in configs.items():
         assert files.read_json(home / 'runs' / name) == config
