@@ -149,7 +149,13 @@ class ProbabilityModel(nn.Module):
         return logits.sigmoid().where(logits.isfinite(), torch.nan)
 
 
-def get_heads(model: nn.Module) -> tuple[nn.Module, ...]:
-    """The last layers of a timm model: one, or several in distilled transformers."""
-    layers = model.get_classifier()
-    return layers if isinstance(layers, tuple) else (layers,)
+def get_heads(model: nn.Module) -> list[nn.Module]:
+    """The layers that give a logit: the last one of a timm model's classifier, or several where the
+    model is distilled or has several scales. Raises: Stop where there is none."""
+    layers = getattr(model, 'get_classifier', tuple)()
+    layers = layers if isinstance(layers, tuple) else (layers,)
+    layers = [layer for classifier in layers for layer in classifier.modules()]
+    heads = [m for m in layers if isinstance(m, nn.Linear | nn.Conv2d) and len(m.weight) == 1]
+    if not heads:
+        raise Stop(f'{model.pretrained_cfg["architecture"]} has no classifier; choose another')
+    return heads

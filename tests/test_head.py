@@ -3,16 +3,21 @@
 import math
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from lib import augment, data, images, model
+from lib.cli import Stop
 
 ARCHS = [
     'efficientnet_b5',
     'resnet18',
     'convnext_atto',
     'deit_tiny_distilled_patch16_224',  # two heads
+    'crossvit_9_240',  # one for each of two scales
+    'repvit_m0_9',  # two, each within a module of its own
+    'caformer_s18',  # the last layer of a small network
 ]
 
 
@@ -25,8 +30,13 @@ def scale(head: nn.Linear) -> float:
 def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
     torch.manual_seed(0)
     heads = model.get_heads(model.create(arch, 224))
-    assert len(heads) == (2 if 'distilled' in arch else 1)
+    assert len(heads) == (2 if arch.startswith(('deit', 'crossvit', 'repvit')) else 1)
     assert all(0.8 < scale(head) < 1.25 for head in heads), list(map(scale, heads))
+
+
+def test_a_model_without_a_classifier_is_refused():
+    with pytest.raises(Stop, match='test_resnet has no classifier'):
+        model.get_heads(timm.create_model('test_resnet', num_classes=0))
 
 
 def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp_path):
