@@ -82,7 +82,7 @@ def score(how: str, oofs, oof, weights, fold_weights: dict) -> dict:
     """Print each run beside the blend, the blend's figures and the shortcut floor; return them."""
     if oofs.n_not_shared:
         print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
-    summary = lib.summary.summarize(oof)
+    summary = lib.summary.summarize(oof.assign(fold=oofs.model_folds))
     scores = {'runs': lib.comparison.compare_runs(how, oofs, weights, fold_weights)}
     scores['summary'] = summary
     print(f'out-of-fold AUC [95 % interval over {summary["resampling_unit"]}]')

@@ -50,8 +50,8 @@ def main(
         table, config['skipped'] = lib.images.prepare(table, home, size, run.skipped, skip_bad)
         lib.splits.check_classes(table.target, table.fold)
     if lr_find:
-        path = run.fold(folds[0]) / 'lr_find.png'
-        return find_rates(path, folds[0], table, config, weights, workers, precision)
+        path = run.fold(wanted[0]) / 'lr_find.png'
+        return find_rates(path, wanted[0], table, config, weights, workers, precision)
     run.begin(config, defaults)  # writes config.json, or compares it
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
         train_fold(run, k, table, config, weights, workers, precision, log)

@@ -2,7 +2,7 @@
 
 import os
 import re
-import shutil
+import subprocess
 import warnings
 from glob import glob
 
@@ -47,12 +47,21 @@ def _why_unusable() -> str | None:
             needed = '.'.join(map(str, divmod(oldest, 10)))
             card = torch.cuda.get_device_name()
             return f'{card} has compute capability {major}.{minor}, and {needed} is the least'
-    elif glob('/dev/nvidia[0-9]*') or shutil.which('nvidia-smi'):
+    elif glob('/dev/nvidia[0-9]*') or _nvidia_smi_lists_a_card():
         try:
             torch.cuda.init()
         except RuntimeError as e:
             return str(e).split('. ')[0]
     return None
+
+
+def _nvidia_smi_lists_a_card() -> bool:
+    """Whether NVIDIA's own program finds a card; on WSL there is no file in /dev for it."""
+    try:
+        found = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return 'GPU 0' in found.stdout
 
 
 def describe(device: torch.device) -> str:

@@ -160,7 +160,12 @@ def _stamp(source: Path) -> int:
 
 def _is_fresh(source: Path, path: Path) -> bool:
     """Whether `path` is the cached image of `source`, which may no longer be on this machine."""
-    return path.exists() and (not source.exists() or path.stat().st_mtime_ns == _stamp(source))
+    if not path.exists() or not source.exists():
+        return path.exists()
+    time, stamp = path.stat().st_mtime_ns, _stamp(source)
+    # file systems keep times in steps of 1 ns, 100 ns (NTFS), 1 us, 1 ms, 1 s or 2 s (FAT)
+    steps = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)
+    return any(time == stamp // step * step for step in steps)
 
 
 def _is_ready(source: Path, size: int) -> bool:

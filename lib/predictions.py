@@ -73,6 +73,13 @@ class OofTable:
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
 
+    @property
+    def model_folds(self) -> np.ndarray:
+        """The fold of each image, (n,) int, whose models predicted it, which decide the level of
+        its predictions: that of all runs, or of `rows` where the runs' folds differ."""
+        is_shared = (self.folds == self.folds[:, :1]).all()
+        return (self.folds[:, 0] if is_shared else self.rows.fold.to_numpy()).astype(int)
+
     def take(self, which: np.ndarray) -> 'OofTable':
         """The images for which `which`, (n,) bool, is true."""
         rows = self.rows[which].reset_index(drop=True)

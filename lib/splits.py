@@ -46,7 +46,7 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
         n = table.group[table.target == target].nunique()
         if n < n_folds:
             wanted = f'{n_folds} folds need as many groups of target {target}'
-            raise Stop(f'{wanted}; there are {n}: --n_folds {n}')
+            raise Stop(f'{wanted}; there are {n}' + (f': --n_folds {n}' if n > 1 else ''))
     fold = np.empty(len(table), dtype=int)
     strata = table.source.astype('str') + table.target.astype(int).astype('str')
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)

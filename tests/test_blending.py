@@ -9,6 +9,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+import blend
 from lib import blending, calibration, comparison, predictions
 from lib.cli import Stop
 from lib.runs import Run
@@ -84,6 +85,26 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
     with pytest.raises(Stop, match='no labelled image in common'):
         other = write(tmp_path / 'other', image_name=list('pqrs'))
         predictions.read_oofs(runs_of(ours, other), labelled)
+
+
+def test_predictions_of_others_are_ranked_within_the_folds_of_their_own_models(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    target, theirs = rng.integers(2, size=200), np.arange(200) % 2
+    rows = pd.DataFrame({'image_name': [f'i{i}' for i in range(200)], 'target': target})
+    table = rows.assign(group=rows.image_name, source='s', patient_id='', fold=0)
+    table.loc[100:, 'fold'] = 1
+    pred = 0.2 * rng.normal(target, 1) + 5 * theirs  # one of their models predicts higher
+    pred = 1 / (1 + np.exp(-pred))
+    run = write(tmp_path / 'theirs', rows=rows, fold=theirs, pred=pred)
+    oofs = predictions.read_oofs(runs_of(run), table)
+    assert oofs.rows.fold.tolist() == table.fold.tolist()  # ours, by which weights are fitted
+    oof = oofs.rows.assign(pred=oofs.preds[:, 0])
+    summary = blend.score('mean', oofs, oof, [1.0], {0: [1.0], 1: [1.0]})['summary']
+    aucs = [roc_auc_score(target[theirs == k], pred[theirs == k]) for k in (0, 1)]
+    assert summary['fold_mean'].value == pytest.approx(np.mean(aucs))
+    assert summary['ranked']['auc'].value > summary['pooled']['auc'].value + 0.05
+    ours = write(tmp_path / 'ours', rows=rows, fold=table.fold, pred=pred)
+    assert predictions.read_oofs(runs_of(run, ours), table).model_folds.tolist() == [*table.fold]
 
 
 def test_without_folds_csv_patients_are_the_groups_and_folds_are_assigned(tmp_path):

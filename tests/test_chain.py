@@ -107,7 +107,8 @@ def test_any_folder_of_images_is_predicted_by_the_mean_of_the_runs(
     (folder / 'notes.txt').write_text('no image')
     shutil.rmtree(copy / 'cache')
     ask = ['infer.py', '--home', copy, '--out', out]
-    assert 'no diagnosis' in ok(*ask, '--images', folder, '--n_tta', 2)
+    out_text = ok(*ask, '--images', folder, '--n_tta', 2)
+    assert 'no diagnosis' in out_text and out_text.count('the mean of 2 trained folds') == 2
     with_tta = pd.read_csv(out)
     assert with_tta.columns.tolist() == ['image_name', 'pred', 'prob']
     assert with_tta.image_name.tolist() == names
@@ -170,10 +171,11 @@ def test_one_fold_alone_says_which_are_missing(copy, ok):
 
 
 def test_the_range_test_trains_nothing_and_leaves_its_picture(copy, ok):
-    out = ok('train.py', '--home', copy, *TRAIN, '--name', 'rates', '--lr_find')
+    out = ok('train.py', '--home', copy, *TRAIN, '--name', 'rates', '--lr_find', '--fold', 1)
     assert 'suggested: --lr_min' in out
     files = [p for p in (copy / 'runs' / 'rates').rglob('*') if p.is_file()]
-    assert [p.name for p in files] == ['lr_find.png'] and files[0].stat().st_size > 10_000
+    assert [p.parent.name + '/' + p.name for p in files] == ['fold1/lr_find.png']
+    assert files[0].stat().st_size > 10_000
 
 
 def test_the_demo_has_kaggles_layout_and_says_that_it_is_not_medical(ok, tmp_path):

@@ -49,14 +49,16 @@ def pretend(monkeypatch, capability=None, nodes=(), program=None, built='13.0', 
     monkeypatch.setattr(torch.cuda, 'init', old_driver)
     monkeypatch.setattr(torch.version, 'cuda', built)
     monkeypatch.setattr(devices, 'glob', lambda pattern: nodes)
-    monkeypatch.setattr(devices.shutil, 'which', lambda name: program)
+    command = ['false'] if program is None else ['echo', program]
+    run = devices.subprocess.run
+    monkeypatch.setattr(devices.subprocess, 'run', lambda _, **options: run(command, **options))
     monkeypatch.delenv('LOCAL_RANK', raising=False)
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
     if chosen is not None:
         monkeypatch.setenv('CUDA_VISIBLE_DEVICES', chosen)
 
 
-NODE, SMI = {'nodes': ['/dev/nvidia0']}, {'program': '/usr/bin/nvidia-smi'}
+NODE, SMI = {'nodes': ['/dev/nvidia0']}, {'program': 'GPU 0: Tesla T4 (UUID: GPU-1)'}
 
 
 @pytest.mark.parametrize(
@@ -68,6 +70,7 @@ NODE, SMI = {'nodes': ['/dev/nvidia0']}, {'program': '/usr/bin/nvidia-smi'}
         (NODE | {'chosen': '-1'}, 'cpu'),
         (SMI | {'built': None}, 'cpu'),  # a torch without CUDA
         ({}, 'cpu'),
+        ({'program': 'No devices found.'}, 'cpu'),  # as on the login node of a cluster
     ],
 )
 def test_a_card_that_this_torch_serves_is_taken_else_the_cpu(here, name, monkeypatch):

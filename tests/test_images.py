@@ -88,6 +88,20 @@ def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
     assert made.exists()
 
 
+@pytest.mark.parametrize('step', [100, 10**9, 2 * 10**9])
+def test_the_cache_stays_good_where_the_file_system_keeps_coarser_times(step, tmp_path, capsys):
+    source = tmp_path / 'a.png'
+    Image.new('RGB', (80, 80)).save(source)
+    for n_made in (1, 0):
+        (made,) = images.cache(list_images(source), tmp_path, 64)
+        assert ('1 images to resize' in capsys.readouterr().out) == n_made
+        time = made.stat().st_mtime_ns // step * step
+        os.utime(made, ns=(time, time))
+    os.utime(source, ns=(time + 3 * 10**9,) * 2)  # another time
+    images.cache(list_images(source), tmp_path, 64)
+    assert '1 images to resize' in capsys.readouterr().out
+
+
 def test_a_jpeg_of_the_right_size_is_taken_as_it_is(tmp_path):
     Image.new('RGB', (64, 64), 'red').save(tmp_path / 'a.jpg', quality=30)
     (made,) = images.cache(list_images(tmp_path / 'a.jpg'), tmp_path, 64)
