@@ -50,8 +50,7 @@ def main(
         table, config['skipped'] = lib.images.prepare(table, home, size, run.skipped, skip_bad)
         lib.splits.check_classes(table.target, table.fold)
     if lr_find:
-        path = run.fold(wanted[0]) / 'lr_find.png'
-        return find_rates(path, wanted[0], table, config, weights, workers, precision)
+        return find_rates(run, wanted[0], table, config, weights, workers, precision)
     run.begin(config, defaults)  # writes config.json, or compares it
     for k in run.claim(wanted):  # unfinished folds, each locked while it is trained
         train_fold(run, k, table, config, weights, workers, precision, log)
@@ -105,13 +104,14 @@ def train_fold(run, k: int, table, config: dict, weights, workers, precision: st
     follow.end()
 
 
-def find_rates(path: Path, k: int, table, config: dict, weights, workers, precision: str) -> None:
+def find_rates(run, k: int, table, config: dict, weights, workers, precision: str) -> None:
     """Suggest the learning rates by a range test, and draw it; the model is thrown away."""
     learn, cbs = make_learner(k, table, config, weights, workers, precision)
     n = 100 * config['accumulate']
     learn.add_cbs(cbs).lr_find(num_it=n, stop_div=False, show_plot=False, suggest_funcs=None)
     lrs, losses = lib.learner.read_range_test(learn.recorder, n)
     lr_min, lr_max = lib.learner.suggest_rates(lrs, losses)
+    path = run.fold(k) / 'lr_find.png'
     lib.pictures.draw_range_test(path, lrs, losses, lr_min, lr_max)
     print(f'suggested: --lr_min {lr_min:.1e} (roughly) --lr_max {lr_max:.1e}; see {path}')
 

@@ -17,6 +17,7 @@ from fastai.vision.all import (
     CancelEpochException,
     find_bs,
     get_model,
+    set_seed,
 )
 from tqdm import tqdm
 
@@ -75,10 +76,7 @@ class Accumulate(Callback):
 
 def seed_all(*seed: int) -> None:
     """Seed torch, numpy and Python by several whole numbers, such as (seed, fold, epoch)."""
-    state = np.random.SeedSequence(seed).generate_state(1)[0]
-    torch.manual_seed(int(state))
-    np.random.seed(state)
-    random.seed(int(state))
+    set_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))
 
 
 class SeedEpoch(Callback):
@@ -196,8 +194,6 @@ class Resume(Callback):
             if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
                 raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
             rows = list(map(dict, json.loads(state['rows'])))
-            if len(rows) > self.n_epoch:
-                raise ValueError(f'it has {len(rows)} epochs')
             count, value = int(state['smooth_loss'][0]), float(state['smooth_loss'][1])
             get_model(self.model).load_state_dict(state['model'])
             groups = self.opt.state_dict()['param_groups']

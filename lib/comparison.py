@@ -15,11 +15,7 @@ from lib.summary import format_table, shorten
 
 def rank_correlations(preds: np.ndarray) -> np.ndarray:
     """Spearman's correlation of any two columns of `preds` (n, k): (k, k); 0 for a constant."""
-    if len(preds) < 2:
-        return np.eye(preds.shape[1])
-    ranks = pd.DataFrame(preds).rank()
-    with np.errstate(invalid='ignore', divide='ignore'):
-        rho = np.nan_to_num(np.atleast_2d(np.corrcoef(ranks, rowvar=False)))
+    rho = pd.DataFrame(preds).corr('spearman').fillna(0).to_numpy(copy=True)
     np.fill_diagonal(rho, 1)
     return rho
 

@@ -56,23 +56,17 @@ def make_run(
     `about`: what model.describe_arch returns. `folds`: those to train.
     Raises: Stop where the run has begun with other flags or by another recipe.
     """
-    config = select_deciding(flags)
+    config = {flag: value for flag, value in flags.items() if flag not in NOT_IN_CONFIG}
+    typed = config | {'home': str(home), 'skip_bad': flags['skip_bad']}
     if flags['weights']:
         path = Path(flags['weights'])
         config |= {'weights': path.name}
         about = about | {'weights_sha256': files.sha256(path)}
-    name = flags['name'] or make_name(config, defaults)
-    typed = select_deciding(flags) | {'home': str(home), 'name': name}
-    typed['skip_bad'] = flags['skip_bad']
+    typed['name'] = name = flags['name'] or make_name(config, defaults)
     config |= about | {'recipe': RECIPE} | tables.fingerprint(home / 'folds.csv')
     run = Run(run_folder(home, name))
     run.check(config, defaults, folds)
     return run, config | {'command': cli.command('train.py', typed, defaults)}
-
-
-def select_deciding(flags: dict[str, Any]) -> dict[str, Any]:
-    """Those of train.py's `flags` that decide the result."""
-    return {flag: value for flag, value in flags.items() if flag not in NOT_IN_CONFIG}
 
 
 def make_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:

@@ -4,14 +4,13 @@ import math
 import os
 import shutil
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lib.cli import Stop
 from lib.files import atomic
@@ -49,13 +48,9 @@ def cache(
         if jobs:
             print(f'{len(jobs)} images to resize to {size} x {size} pixels, once', flush=True)
         # threads do: Pillow releases Python's lock while it decodes, resizes and encodes
-        pool = ThreadPoolExecutor(n_cores())
-        try:
-            results = pool.map(lambda job: (job[1], _make(*job, size)), jobs)
-            bar = tqdm(results, total=len(jobs), unit=' images', disable=None)
-            errors = {path: error for path, error in bar if error}
-        finally:
-            pool.shutdown(cancel_futures=True)
+        options = {'max_workers': n_cores(), 'unit': ' images', 'disable': None}
+        results = thread_map(lambda job: _make(*job, size), jobs, **options)
+    errors = {path: error for (_, path), error in zip(jobs, results, strict=True) if error}
     if errors:
         listing = f'{len(errors)} images cannot be read:\n  ' + '\n  '.join(errors.values())
         if not skip_bad:

@@ -10,7 +10,7 @@ import pandas as pd
 from lib import files, splits
 from lib.cli import Stop
 from lib.runs import Run
-from lib.tables import OOF_COLUMNS, Competition, read_csv
+from lib.tables import OOF_COLUMNS, Competition, read_csv, refuse
 
 
 def read_oof(path: Path) -> pd.DataFrame:
@@ -23,10 +23,12 @@ def read_oof(path: Path) -> pd.DataFrame:
     table = _read(path, ['image_name', 'target', 'pred'])
     columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
     table = table.assign(**{c: _to_numbers(table[c]) for c in columns})
-    _check_each(path, table, table.target.isin([0, 1]), 'the target of {} is not 0 or 1')
+    wrong = table[~table.target.isin([0, 1])]
+    refuse(wrong, '{file}: the target of {image_name} is not 0 or 1', path)
     if 'fold' in table:
         is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
-        _check_each(path, table, is_fold, 'the fold of {} is not a whole number from 0 up')
+        sentence = '{file}: the fold of {image_name} is not a whole number from 0 up'
+        refuse(table[~is_fold], sentence, path)
     types = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
     table = table.reindex(columns=[*table, *(c for c in types if c not in table)]).astype(types)
     return table.astype({'target': int}).set_index('image_name', drop=False)
@@ -46,21 +48,17 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise Stop(f'{path} lacks the column pred; it has {", ".join(table)}')
     if table.image_name.isna().any():
         raise Stop(f'{path} has a row without image_name')
-    _check_each(path, table, ~table.image_name.duplicated(), 'it holds {} more than once')
+    is_repeated = table.image_name.duplicated()
+    refuse(table[is_repeated], '{file}: it holds {image_name} more than once', path)
     table['pred'] = _to_numbers(table.pred)
-    _check_each(path, table, np.isfinite(table.pred), 'the prediction for {} is not a number')
+    wrong = table[~np.isfinite(table.pred)]
+    refuse(wrong, '{file}: the prediction for {image_name} is not a number', path)
     return table
 
 
 def _to_numbers(column: pd.Series) -> pd.Series:
     """The text of a column as float, to the last bit; NaN where it is not a number."""
     return pd.to_numeric(column, errors='coerce').astype(float)
-
-
-def _check_each(path: Path, table: pd.DataFrame, good: pd.Series, sentence: str) -> None:
-    """Raises: Stop that names the first image of `table` that is not `good`."""
-    if not good.all():
-        raise Stop(f'{path}: {sentence.format(table.image_name[~good].iloc[0])}')
 
 
 @dataclass

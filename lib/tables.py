@@ -117,23 +117,23 @@ def read_folds(path: Path) -> pd.DataFrame:
     table = read_csv(path, ['image_name', 'path', 'split', 'source', 'group', 'target', 'fold'])
     table = parse_columns(table.reindex(columns=COLUMNS))
     labelled = table.split == 'train'
-    _refuse(table[table.image_name.duplicated()], '{file}: {image_name} stands twice', path)
+    refuse(table[table.image_name.duplicated()], '{file}: {image_name} stands twice', path)
     table['fold'] = pd.to_numeric(table.fold, errors='coerce').where(labelled)
     is_fold = (table.fold % 1 == 0) & table.fold.between(0, 999)
     sentence = '{file}: {image_name} is labelled and has no fold from 0 up; expected 0 to 999'
-    _refuse(table[labelled & ~is_fold], sentence, path)
+    refuse(table[labelled & ~is_fold], sentence, path)
     lacks = table.path.isna() | (labelled & table.group.isna())
-    _refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
-    _refuse(table[table.path.str.contains(r'[\x00-\x1f]')], '{file}: {path!r} is no path', path)
+    refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
+    refuse(table[table.path.str.contains(r'[\x00-\x1f]')], '{file}: {path!r} is no path', path)
     folder = '' if path.parent == Path() else path.parent
     table['path'] = [os.path.join(folder, p) for p in table.path]
     return table
 
 
-def _refuse(rows: pd.DataFrame, sentence: str, file: Path | None = None) -> None:
+def refuse(rows: pd.DataFrame, sentence: str, file: Path | None = None) -> None:
     """Raises: Stop where there are `rows`, with the sentence and the cells of the first of them."""
     if len(rows):
-        raise Stop(sentence.format(file=file, **rows.iloc[0]))
+        raise Stop(sentence.format(**{**rows.iloc[0], 'file': file}))
 
 
 def read_labelled(path: Path) -> pd.DataFrame:
@@ -193,7 +193,7 @@ def check_names(table: pd.DataFrame, column: str = 'image_name') -> None:
     """Check that the names in `column`, of text, can be parts of paths. Raises: Stop."""
     is_name = table[column].str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
     expected = 'a name without slashes, backslashes and colons that does not end in a dot'
-    _refuse(table[~is_name], f'{{{column}!r}} is no {column}; expected {expected}')
+    refuse(table[~is_name], f'{{{column}!r}} is no {column}; expected {expected}')
 
 
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
@@ -206,13 +206,13 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         table[column] = table[column].astype('str').fillna('')
         check_names(table, column)
     is_repeated = table.duplicated(['source', 'image_name'])
-    _refuse(table[is_repeated], '{image_name} stands twice in {source}')
+    refuse(table[is_repeated], '{image_name} stands twice in {source}')
     other = ~table.split.isin(['train', 'test'])
-    _refuse(table[other], "the column split may hold only 'train' and 'test'")
+    refuse(table[other], "the column split may hold only 'train' and 'test'")
     labelled = table.split == 'train'
     target = pd.to_numeric(table.target, errors='coerce')
     wrong = labelled & ~target.isin([0, 1])
-    _refuse(table[wrong], 'the target of {image_name} is {target!r}; expected 0 or 1')
+    refuse(table[wrong], 'the target of {image_name} is {target!r}; expected 0 or 1')
     if not labelled.any():
         raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)

@@ -1,10 +1,9 @@
 """The images of ISIC 2024's HDF5 files, each of them a JPEG, unpacked once to files."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from lib.cli import Stop
 from lib.files import atomic
@@ -42,9 +41,5 @@ def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
             with atomic(folder / f'{name}.jpg') as temporary:
                 temporary.write_bytes(data)
 
-        pool = ThreadPoolExecutor(8)  # the wait is for the disk
-        try:
-            list(tqdm(pool.map(write, missing), total=len(missing), unit=' images', disable=None))
-        finally:
-            pool.shutdown(cancel_futures=True)
-            file.close()
+        with file:  # eight threads, since the wait is for the disk
+            thread_map(write, missing, max_workers=8, unit=' images', disable=None)

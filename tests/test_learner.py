@@ -216,9 +216,8 @@ def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(
         return made[0]
 
     monkeypatch.setattr(train, 'make_learner', kept)
-    train.find_rates(
-        tmp_path / 'lr_find.png', 0, noise, CONFIG | {'accumulate': 2}, None, 0, 'fp32'
-    )
+    run = Run(tmp_path)
+    train.find_rates(run, 0, noise, CONFIG | {'accumulate': 2}, None, 0, 'fp32')
     (learn, _), n = made[0], 200  # batches: 100 steps of the optimizer
     rates = learn.recorder.lrs
     assert len(rates) == n and rates[0] == pytest.approx(1e-7) and rates[-1] > 5
@@ -226,7 +225,7 @@ def test_the_range_test_runs_to_its_end_and_puts_the_weights_back(
     assert len(lrs) == len(losses) <= n and np.isfinite(losses).all()
     lr_min, lr_max = suggest_rates(lrs, losses)
     assert f'--lr_min {lr_min:.1e} (roughly) --lr_max {lr_max:.1e}' in capsys.readouterr().out
-    assert (tmp_path / 'lr_find.png').exists()
+    assert (run.fold(0) / 'lr_find.png').exists()
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items())
 
 
