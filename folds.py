@@ -76,24 +76,19 @@ def write(table, home: Path) -> None:
     with lib.locks.held(home / '.lock'):
         has_runs = path.exists() and any(home.glob('runs/*/config.json'))
         if has_runs and path.read_bytes() != text.encode():
-            old, table_sha256 = lib.tables.fingerprint(path), lib.tables.hash_rows(table)
-            if old['table_sha256'] != table_sha256:
+            old, key = lib.tables.fingerprint(path), 'labelled_sha256'
+            if old[key] != lib.tables.hash_rows(table[table.split == 'train']):
                 raise cli.Stop(
-                    f'the labelled images of {path} would change, and the runs under '
-                    f'{home / "runs"} were trained on them as they are: choose another --home, or '
-                    'move the runs away'
+                    f'the labelled images of {path}, their groups or their folds would change, and '
+                    f'the runs under {home / "runs"} were trained on them as they are: choose '
+                    'another --home, or move the runs away'
                 )
-            set_table_sha256(home, old['folds_sha256'], table_sha256)
+            for saved in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
+                config = lib.files.read_json(saved)
+                if lib.tables.is_same(config, old):  # of an older version, which saved other hashes
+                    lib.files.write_json(saved, config | {key: old[key]})
             print(f'{path}: the labelled images and their folds are as before: the runs stay good')
         lib.files.write_text(path, text)
-
-
-def set_table_sha256(home: Path, folds_sha256: str, table_sha256: str) -> None:
-    """Set the hash of the rows in runs that older versions began, which saved another or none."""
-    for path in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
-        config = lib.files.read_json(path)
-        if config.get('folds_sha256') == folds_sha256:
-            lib.files.write_json(path, config | {'table_sha256': table_sha256})
 
 
 def print_folds(table) -> None:

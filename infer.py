@@ -95,7 +95,7 @@ def pool(run, parts, table, prior: float | None, heat: int, settings) -> None:
 def predict_images(runs, folder: Path, out: Path, prior, heat, settings, options: dict) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
     lib.files.check_out(out, ['image_name', 'pred', 'prob'])
-    print('\n'.join(f'{run}: the mean of {len(run.trained_folds)} trained folds' for run in runs))
+    print('\n'.join(f'{run} has {len(run.trained_folds)} trained folds' for run in runs))
     if not (runs := [run for run in runs if run.trained_folds]):
         raise cli.Stop('no run has a trained fold yet; type its train.py again')
     oof, weights = runs[0].read_oof(runs[0].trained_folds), [1 / len(runs)] * len(runs)

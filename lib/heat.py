@@ -19,7 +19,8 @@ def check_runs(runs: Sequence[Run]) -> None:
     """Raises: Stop where the features of one of `runs` are no maps, as a transformer's are not."""
     for run in runs:
         net = model.create(run.config['arch'], run.config['size']).eval()
-        shape = net.forward_features(torch.zeros(1, 3, *[run.config['size']] * 2)).shape
+        features = net.forward_features(torch.zeros(1, 3, *[run.config['size']] * 2))
+        shape = getattr(features, 'shape', ())  # in models of several scales a list
         if len(shape) != 4 or shape[1] != net.num_features:
             why = 'has tokens for features, and --heat needs the maps that convolutions make'
             raise Stop(f'{run}: {run.config["arch"]} {why}; leave it out, or name others by --only')

@@ -158,8 +158,8 @@ def _is_fresh(source: Path, path: Path) -> bool:
     if not path.exists() or not source.exists():
         return path.exists()
     time, stamp = path.stat().st_mtime_ns, _stamp(source)
-    # file systems keep times in steps of 1 ns, 100 ns (NTFS), 1 us, 1 ms, 1 s or 2 s (FAT)
-    steps = (1, 100, 10**3, 10**6, 10**9, 2 * 10**9)
+    # file systems keep times in steps of 1 ns, 100 ns (NTFS), 1 us, 1 ms, 10 ms (exFAT), 1 or 2 s
+    steps = (1, 100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9)
     return any(time == stamp // step * step for step in steps)
 
 

@@ -1,4 +1,4 @@
-"""A timm model with one Linear layer on its pooled features, and how its weights are stored."""
+"""A timm model whose classifier gives one logit, and how its weights are stored."""
 
 import difflib
 from pathlib import Path
@@ -24,13 +24,13 @@ def describe_arch(arch: str) -> dict[str, Any]:
 
     Raises: Stop with the nearest names where timm has no such architecture.
     """
-    if not timm.is_model(arch):
-        near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
-        raise Stop(f'timm has no architecture {arch!r}' + (f'; near it: {near}' if near else ''))
     try:
-        cfg = timm.get_pretrained_cfg(arch)
+        cfg = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
     except RuntimeError as e:
         raise Stop(str(e)) from e
+    if cfg is None:  # names that timm has given up are models and have none
+        near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
+        raise Stop(f'timm has no architecture {arch!r}' + (f'; near it: {near}' if near else ''))
     return {'tag': cfg.tag, 'mean': list(cfg.mean), 'std': list(cfg.std)}
 
 

@@ -16,7 +16,7 @@ from lib import files, locks
 from lib.cli import Stop
 from lib.images import cache
 from lib.runs import WEIGHTS, Run
-from lib.tables import OOF_COLUMNS, read_csv
+from lib.tables import FINGERPRINT, OOF_COLUMNS, read_csv
 
 PREDS = ['pred', 'pred_plain']
 # To be raised by one where the same settings give other predictions. 2: each model has draws of its
@@ -101,8 +101,13 @@ class Part:
         """Whether a part that is made holds the images of folds.csv, which may have other test
         images since. A run does not fit a folds.csv of other labelled images at all.
         """
+        if self.kind != 'test':
+            return True
         path = self.path if self.path.exists() else self.pooled_path
-        return self.kind != 'test' or set(self.rows.image_name) == {*read_csv(path).image_name}
+        if not path.exists():  # another process is about to write it
+            return False
+        names = read_csv(path, ['image_name'], only=True).image_name
+        return set(names) == set(self.rows.image_name)
 
     def is_made(self, settings: Settings) -> bool:
         """Whether the part is made of its images, with these settings and by the fold's weights.
@@ -116,7 +121,8 @@ class Part:
     @property
     def seeds(self) -> tuple[int, int]:
         """Seeds that give each run and fold its own draws: a hash of the config, and the fold."""
-        decides = {k: v for k, v in self.run.config.items() if k not in ('command', 'table_sha256')}
+        not_these = ('command', *FINGERPRINT[1:])  # the first decides draws since version 2 of them
+        decides = {k: v for k, v in self.run.config.items() if k not in not_these}
         text = json.dumps(decides, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), self.k
 
@@ -150,17 +156,18 @@ def list_parts(run: Run, table: pd.DataFrame, folds: list[int]) -> list[Part]:
 def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
     """The parts that are not made with `settings` and that no other process makes, each locked.
 
-    The images of all parts are cached first; the rows of a part have their paths in `cached`.
-    Raises: Stop where an image cannot be read.
+    The rows of a part have the paths of their images in `cached`. Raises: Stop where an image
+    cannot be read, before the first part is predicted.
     """
     run = parts[0].run
-    if all(part.is_made(settings) for part in parts):
+    missing = [part.rows for part in parts if not part.is_made(settings)]
+    if not missing:
         print(f'{run} is finished with these weights and flags')
         return
-    rows = pd.concat([part.rows for part in parts]).drop_duplicates('image_name')
-    cached = dict(zip(rows.image_name, cache(rows, run.home, run.config['size']), strict=True))
+    cache(pd.concat(missing).drop_duplicates('image_name'), run.home, run.config['size'])
     for part in locks.claim({part.lock: part for part in parts}, lambda p: p.is_made(settings)):
-        part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
+        cached = cache(part.rows, run.home, run.config['size'])
+        part = replace(part, rows=part.rows.assign(cached=cached))
         _ = part.weights_sha256  # hashed now, since the fold may be trained again meanwhile
         yield part
 
@@ -214,7 +221,8 @@ def read_n_tta(parts: list[Part]) -> int:
         return passes.pop()
     else:
         why = f'has parts of {" and ".join(map(str, sorted(passes)))} TTA passes'
-    n = next((part.record['n_tta'] for part in parts if 'n_tta' in part.record), None)
+    record = next((part.record for part in parts if part.record), {})
     words = ['python', 'infer.py', '--home', str(run.home), '--only', run.name]
-    words += ['--n_tta', str(n)] if n is not None else []
+    for flag in ('n_tta', 'seed', 'batch_size'):
+        words += [f'--{flag}', str(record[flag])] if flag in record else []
     raise Stop(f'{run} {why}: {shlex.join(words)}')

@@ -134,7 +134,7 @@ def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
         rows['fold'] = splits.assign_folds(rows, n, 0) if n > 1 else 0
         print(
             f'the folds are not known, or a patient is in two of them: {n} new folds, assigned by '
-            'group, are used to fit and to score'
+            'group, are used where something is fitted'
         )
     return rows.astype({'fold': int})
 
@@ -178,7 +178,7 @@ def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> 
 def _check_same_images(path: Path, names: pd.Index, others: pd.Index) -> None:
     if differing := set(names) ^ set(others):
         few = f'{len(differing)} are in one of them only, such as {min(differing)}'
-        raise Stop(f'{path} and the other tables name different images: {few}')
+        raise Stop(f'{path} and the other tables name different images: {few}; make it anew')
 
 
 def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str) -> None:

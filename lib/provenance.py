@@ -50,7 +50,8 @@ def check_runs(runs: Sequence[Run], table: pd.DataFrame | None, path: Path) -> d
             folds = sorted(table.fold.dropna().astype(int).unique().tolist())
             run.check_fingerprint(fingerprint)
             if run.unfinished(folds):
-                raise Stop(f'{run.describe_unfinished(folds)}; or name other runs with --only')
+                missing = run.describe_unfinished(folds)
+                raise Stop(f'leave this run out by --only, or train it: {missing}')
             n_tta = parts.read_n_tta(parts.list_parts(run, table, folds))
             print(f'{run}: mean of {n_tta} TTA passes')
         if fingerprint and run.blend and not tables.is_same(run.blend, fingerprint):

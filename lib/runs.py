@@ -11,7 +11,7 @@ import pandas as pd
 
 from lib import files, locks, ranks
 from lib.cli import Stop
-from lib.tables import OOF_COLUMNS, is_same
+from lib.tables import FINGERPRINT, OOF_COLUMNS, is_same
 
 WEIGHTS = 'model.safetensors'
 BLEND = 'blend.json'  # in the folder of a blend, where a trained run has config.json
@@ -20,7 +20,7 @@ MAX_SIZE = 4096  # pixels a side
 # whole batches. Absent from config.json means 1
 RECIPE = 2
 # Entries of config.json that are not flags, or that are compared separately
-NOT_COMPARED = ('command', 'skipped', 'recipe', 'folds_sha256', 'table_sha256')
+NOT_COMPARED = ('command', 'skipped', 'recipe', *FINGERPRINT)
 
 
 class Run:

@@ -101,7 +101,12 @@ def fuse_batch_norms(model: nn.Module, size: int) -> nn.Module:
     hooks = [m.register_forward_hook(mark) for m in names if isinstance(m, nn.Conv2d)]
     hooks += [m.register_forward_pre_hook(pair) for m in names if isinstance(m, _BatchNorm)]
     x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0))
-    before = model.forward_features(x)
+
+    def compute_features(model: nn.Module) -> torch.Tensor:
+        features = model.forward_features(x)  # a list in models of several scales
+        return torch.cat([f.flatten() for f in features])
+
+    before = compute_features(model)
     for hook in hooks:
         hook.remove()
     folded = copy.deepcopy(model)
@@ -109,7 +114,7 @@ def fuse_batch_norms(model: nn.Module, size: int) -> nn.Module:
         rest = [getattr(norm, name) for name in ('drop', 'act') if hasattr(norm, name)]
         folded.set_submodule(names[conv], fuse_conv_bn_eval(conv, norm))
         folded.set_submodule(names[norm], nn.Sequential(*rest))  # timm's holds the activation
-    after, largest = folded.forward_features(x), float(before.abs().max())
+    after, largest = compute_features(folded), float(before.abs().max())
     return folded if torch.allclose(after, before, atol=1e-3 * largest) else model
 
 

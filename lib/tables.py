@@ -19,6 +19,7 @@ COLUMNS = [
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
+FINGERPRINT = ('folds_sha256', 'table_sha256', 'labelled_sha256')  # hashes in config.json
 COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
 
 
@@ -159,28 +160,33 @@ def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
 
 
 def hash_rows(table: pd.DataFrame) -> str:
-    """The SHA-256, in hexadecimal digits, of the labelled images in folds.csv and of their folds.
+    """The SHA-256, in hexadecimal digits, of what in rows of folds.csv decides the result of a run.
 
-    `table` is all of folds.csv, as `read_folds` returns it. Test images, paths, native sizes and
-    descriptions of the patient make no difference, nor does the order of the rows, on which only
-    the draws of benign images depend. What is hashed is text in ASCII, one line per labelled row,
-    ended by a line feed, sorted by image_name. A line is a JSON array, as Python's json.dumps
-    writes it: image_name, source, group, target, fold. The last two are integers.
+    `table` is as `read_folds` returns it. Paths, native sizes and descriptions of the patient make
+    no difference, nor does the order of the rows, on which only the draws of benign images depend.
+    What is hashed is text in ASCII, one line per row, ended by a line feed, sorted by image_name. A
+    line is a JSON array, as Python's json.dumps writes it: image_name, split, source, group,
+    target, fold. The last two are integers, and an empty cell is null.
     """
-    rows = table.loc[table.split == 'train', ['image_name', 'source', 'group', 'target', 'fold']]
-    rows = rows.astype({'target': int, 'fold': int}).astype(object).sort_values('image_name')
+    rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
+    rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
+    rows = rows.where(rows.notna(), None).sort_values('image_name')
     lines = [f'{json.dumps(row)}\n' for row in rows.itertuples(index=False, name=None)]
     return hashlib.sha256(''.join(lines).encode()).hexdigest()
 
 
 def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes that tell one folds.csv from another: of the whole file, and of its labelled rows."""
-    return {'folds_sha256': sha256(path), 'table_sha256': hash_rows(read_folds(path))}
+    """Hashes that tell one folds.csv from another. A run fits every one of the same labelled rows;
+    older versions saved the hash of all rows instead, or that of the file only.
+    """
+    table = read_folds(path)
+    hashes = {'folds_sha256': sha256(path), 'table_sha256': hash_rows(table)}
+    return hashes | {'labelled_sha256': hash_rows(table[table.split == 'train'])}
 
 
 def is_same(saved: dict[str, Any], now: dict[str, str]) -> bool:
     """Whether one of the `saved` hashes of a folds.csv is that of the present one, `now`."""
-    return any(saved.get(key) == now.get(key, '') for key in ('folds_sha256', 'table_sha256'))
+    return any(saved.get(key) == now.get(key, '') for key in FINGERPRINT)
 
 
 def format_folds(table: pd.DataFrame) -> str:

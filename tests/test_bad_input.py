@@ -336,7 +336,7 @@ def test_a_cache_that_goes_during_the_training_is_told_and_the_same_command_goes
 def test_weights_that_explode_stop_with_the_flag_to_change(copy, refusal):
     rates = ['--lr_min', 9, '--lr_max', 9, '--wd', 1e38]
     text = refusal('train.py', '--home', copy, *QUICK, '--epochs', 3, '--name', 'nan', *rates)
-    assert re.search(r'nan in fold 0, epoch \d, \w+ step \d\. .* smaller --lr_max', text)
+    assert re.search(r'nan in fold 0, epoch \d, \w+ step \d; .* smaller --lr_max', text)
     assert '--precision fp32' in text
 
 

@@ -103,6 +103,10 @@ def test_predictions_of_others_are_ranked_within_the_folds_of_their_own_models(t
     aucs = [roc_auc_score(target[theirs == k], pred[theirs == k]) for k in (0, 1)]
     assert summary['fold_mean'].value == pytest.approx(np.mean(aucs))
     assert summary['ranked']['auc'].value > summary['pooled']['auc'].value + 0.05
+    assert summary['fold_mean'].low is not None
+    oof['group'] = [f'patient {i // 2}' for i in range(200)]  # each in two of their folds
+    summary = blend.score('mean', oofs, oof, [1.0], {0: [1.0], 1: [1.0]})['summary']
+    assert summary['fold_mean'].low is None
     ours = write(tmp_path / 'ours', rows=rows, fold=table.fold, pred=pred)
     assert predictions.read_oofs(runs_of(run, ours), table).model_folds.tolist() == [*table.fold]
 

@@ -108,7 +108,7 @@ def test_any_folder_of_images_is_predicted_by_the_mean_of_the_runs(
     shutil.rmtree(copy / 'cache')
     ask = ['infer.py', '--home', copy, '--out', out]
     out_text = ok(*ask, '--images', folder, '--n_tta', 2)
-    assert 'no diagnosis' in out_text and out_text.count('the mean of 2 trained folds') == 2
+    assert 'no diagnosis' in out_text and out_text.count('has 2 trained folds') == 2
     with_tta = pd.read_csv(out)
     assert with_tta.columns.tolist() == ['image_name', 'pred', 'prob']
     assert with_tta.image_name.tolist() == names

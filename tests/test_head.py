@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from lib import augment, data, images, model
+from lib import augment, data, images, model, speed
 from lib.cli import Stop
 
 ARCHS = [
@@ -29,14 +29,20 @@ def scale(head: nn.Linear) -> float:
 @pytest.mark.parametrize('arch', ARCHS)
 def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
     torch.manual_seed(0)
-    heads = model.get_heads(model.create(arch, 224))
+    size = 240 if arch.startswith('crossvit') else 64 if arch.startswith('eff') else 224
+    net = model.create(arch, size)
+    heads = model.get_heads(net)
     assert len(heads) == (2 if arch.startswith(('deit', 'crossvit', 'repvit')) else 1)
     assert all(0.8 < scale(head) < 1.25 for head in heads), list(map(scale, heads))
+    with torch.no_grad():
+        assert speed.fuse_batch_norms(net, size)(torch.zeros(1, 3, size, size)).shape == (1, 1)
 
 
-def test_a_model_without_a_classifier_is_refused():
+def test_a_model_without_a_classifier_and_a_name_of_old_are_refused():
     with pytest.raises(Stop, match='test_resnet has no classifier'):
         model.get_heads(timm.create_model('test_resnet', num_classes=0))
+    with pytest.raises(Stop, match=r"no architecture 'xception'; near it: .*xception"):
+        model.describe_arch('xception')  # a name that timm has given up
 
 
 def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp_path):

@@ -88,7 +88,7 @@ def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
     assert made.exists()
 
 
-@pytest.mark.parametrize('step', [100, 10**9, 2 * 10**9])
+@pytest.mark.parametrize('step', [100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9])
 def test_the_cache_stays_good_where_the_file_system_keeps_coarser_times(step, tmp_path, capsys):
     source = tmp_path / 'a.png'
     Image.new('RGB', (80, 80)).save(source)

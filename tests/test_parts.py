@@ -188,5 +188,6 @@ def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
     make(run)
     assert parts.read_n_tta(of(run)) == 2
     (run.fold(1) / WEIGHTS).write_text('trained again')
-    with pytest.raises(Stop, match=f'trained again since infer.py ran: {again} --n_tta 2'):
+    again += ' --n_tta 2 --seed 0 --batch_size 8'
+    with pytest.raises(Stop, match=f'trained again since infer.py ran: {again}'):
         parts.read_n_tta(of(run))

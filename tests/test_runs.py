@@ -174,8 +174,9 @@ def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
     with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
         runs.choose_finished([run], [0], table)
     path = run.folder / 'config.json'
-    file, older = {'folds_sha256': 'of the file'}, {'table_sha256': 'by an older version'}
-    for known in (file, file | older, {'table_sha256': 'of its rows'}):
+    table['labelled_sha256'] = 'of the labelled rows'
+    other = dict.fromkeys(table, 'another')
+    for known in [other | {key: value} for key, value in table.items()]:
         files.write_json(path, CONFIG | known)
         with pytest.raises(Stop, match='no run is trained in all folds'):
             runs.choose_finished([run], [0], table)

@@ -108,11 +108,16 @@ def test_the_hash_of_the_rows_is_that_of_the_documented_text(tmp_path):
     path = tmp_path / 'folds.csv'
     by_hand(group=['é', 'q', 'r', 's', '']).to_csv(path, index=False)
     text = (
-        '["I1", "s", "\\u00e9", 0, 0]\n["I2", "s", "q", 1, 0]\n'
-        '["I3", "s", "r", 0, 1]\n["I4", "s", "s", 1, 1]\n'
+        '["I1", "train", "s", "\\u00e9", 0, 0]\n["I2", "train", "s", "q", 1, 0]\n'
+        '["I3", "train", "s", "r", 0, 1]\n["I4", "train", "s", "s", 1, 1]\n'
     )
-    expected = hashlib.sha256(text.encode()).hexdigest()
-    assert tables.hash_rows(tables.read_folds(path)) == expected
+    test = '["I9", "test", "s", null, null, null]\n'
+    labelled, all_rows = (hashlib.sha256(t.encode()).hexdigest() for t in (text, text + test))
+    assert tables.fingerprint(path) == {
+        'folds_sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+        'table_sha256': all_rows,
+        'labelled_sha256': labelled,
+    }
 
 
 @pytest.mark.parametrize(
