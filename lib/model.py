@@ -25,10 +25,10 @@ def describe_arch(arch: str) -> dict[str, Any]:
     Raises: Stop with the nearest names where timm has no such architecture.
     """
     try:
-        cfg = timm.get_pretrained_cfg(arch) if timm.is_model(arch) else None
+        cfg = timm.get_pretrained_cfg(arch)
     except RuntimeError as e:
         raise Stop(str(e)) from e
-    if cfg is None:  # names that timm has given up are models and have none
+    if cfg is None:  # as for names that timm has given up
         near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
         raise Stop(f'timm has no architecture {arch!r}' + (f'; near it: {near}' if near else ''))
     return {'tag': cfg.tag, 'mean': list(cfg.mean), 'std': list(cfg.std)}

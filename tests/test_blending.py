@@ -87,7 +87,10 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
         predictions.read_oofs(runs_of(ours, other), labelled)
 
 
-def test_predictions_of_others_are_ranked_within_the_folds_of_their_own_models(tmp_path, capsys):
+def test_predictions_of_others_are_ranked_within_the_folds_of_their_own_models(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr('lib.score.N_DRAWS', 50)
     rng = np.random.default_rng(0)
     target, theirs = rng.integers(2, size=200), np.arange(200) % 2
     rows = pd.DataFrame({'image_name': [f'i{i}' for i in range(200)], 'target': target})
