@@ -7,8 +7,8 @@ or something else that is done with the base's predictions. Typed again it goes 
 and in two terminals two processes share out the folds. The figures of each finished row, without
 names of images, are added to tests/bench_recipe.csv, and the table is made from that file.
 
-Measured on two shared cores in about seven hours: all rows but size_224 and epochs_20, which are
-still to be run. The recipe in miniature (base, twin, cutout and cutout_128, five
+Measured on two shared cores in about eight hours: all rows but size_224, and of epochs_20 folds 0
+and 1; the rest is still to be run. The recipe in miniature (base, twin, cutout and cutout_128, five
 folds each): AUC .904 [.892, .915] by greedy and by stack, .903 [.891, .914] by the mean, and .901
 of its best single run.
 """
