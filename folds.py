@@ -87,7 +87,7 @@ def write(table, home: Path) -> None:
                 config = lib.files.read_json(saved)
                 if lib.tables.is_same(config, old):  # of an older version, which saved other hashes
                     lib.files.write_json(saved, config | {key: old[key]})
-            print(f'{path}: the labelled images and their folds are as before: the runs stay good')
+            print(f'{path}: labels, groups and folds are as before, so the runs stay good')
         lib.files.write_text(path, text)
 
 

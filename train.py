@@ -15,7 +15,7 @@ def main(
     *,
     home: str = '.',  # folder of folds.csv, of the cache of resized images, and of the runs
     name: str | None = None,  # the run's name; by default the flags that differ from their defaults
-    arch: str = 'efficientnet_b5',  # any timm architecture
+    arch: str = 'efficientnet_b5',  # any timm classifier
     pretrained: bool = True,  # start from ImageNet weights; --nopretrained starts from random ones
     weights: str | None = None,  # a local safetensors file of ImageNet weights, instead of fetching
     size: int = 512,  # side of the square images, in pixels

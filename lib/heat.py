@@ -22,7 +22,7 @@ def check_runs(runs: Sequence[Run]) -> None:
         features = net.forward_features(torch.zeros(1, 3, *[run.config['size']] * 2))
         shape = getattr(features, 'shape', ())  # in models of several scales a list
         if len(shape) != 4 or shape[1] != net.num_features:
-            why = 'has tokens for features, and --heat needs the maps that convolutions make'
+            why = 'has tokens or several scales, and --heat needs one map for each feature'
             raise Stop(f'{run}: {run.config["arch"]} {why}; leave it out, or name others by --only')
 
 

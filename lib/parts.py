@@ -165,6 +165,7 @@ def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
         print(f'{run} is finished with these weights and flags')
         return
     cache(pd.concat(missing).drop_duplicates('image_name'), run.home, run.config['size'])
+    # all parts, since those of older draws are missing too as soon as one is written
     for part in locks.claim({part.lock: part for part in parts}, lambda p: p.is_made(settings)):
         cached = cache(part.rows, run.home, run.config['size'])
         part = replace(part, rows=part.rows.assign(cached=cached))

@@ -56,11 +56,12 @@ def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
     scored = [(figures['auc'].value, each) for figures, each in folds.values() if 'auc' in figures]
     if scored:
         aucs, draws = zip(*scored, strict=True)
-        # no group is in two folds, so draws of the folds may be paired in any order
         mean, draws = float(np.mean(aucs)), np.mean(draws, axis=0)
-        summary['fold_mean'] = score.auc_estimate(mean, draws, oof.target, oof.group)
-        if splits.find_leaks(oof.group, oof.fold):  # as in some predictions of others
-            summary['fold_mean'] = Estimate(mean)
+        # draws of the folds may be paired in any order where no group is in two folds; it may be in
+        # predictions of others
+        leaks = splits.find_leaks(oof.group, oof.fold)
+        interval = score.auc_estimate(mean, draws, oof.target, oof.group)
+        summary['fold_mean'] = Estimate(mean) if leaks else interval
     if len(scored) > 1:
         summary['fold_sd'] = float(np.std(aucs, ddof=1))
     if oof.source.nunique() > 1:
