@@ -1,22 +1,8 @@
-"""The layouts of the competition and of the ISIC archives, read into one checked table.
+"""The reader of data as it lies: a competition and the sets beside it become one checked table.
 
-data/
-  train.csv test.csv sample_submission.csv
-  jpeg/train/*.jpg jpeg/test/*.jpg                # or train/ and test/, as in resized copies
-  ISIC_2020_Training_Duplicates.csv               # optional, as is all that follows
-  external/isic2019/  ISIC_2019_Training_GroundTruth.csv ISIC_2019_Training_Metadata.csv
-                      ISIC_2019_Training_Input/
-  external/isic2017/  ISIC-2017_Training_Part3_GroundTruth.csv ISIC-2017_Training_Data/
-  external/ham10000/  HAM10000_metadata.csv HAM10000_images_part_1/ HAM10000_images_part_2/
-  external/isic2020/  train.csv, jpeg/train/ and the duplicates, beside the next competition
-
-ISIC 2024, in the place of the first two lines:
-  train-metadata.csv test-metadata.csv sample_submission.csv
-  train-image/image/*.jpg test-image.hdf5        # either split as files, or as HDF5
-On a synthetic set of its size (401,059 training images, 3,000 to predict), on one of two shared
-cores: folds.py 47 s and 1.1 GB, of which 3,000 images to unpack 2 s; the cache at 128 px 2 ms and
-6 KB an image; an epoch of tf_efficientnet_lite0 at 128 px 20 s; blend.py of three runs 28 s and
-0.7 GB.
+The competition lies in DATA, and each other set in DATA/external/NAME, as a row of LAYOUTS says.
+Optional in DATA are the competition's table of known duplicates; exclude.txt, the names of labelled
+images to leave out; and ISIC 2024's test-image.hdf5 in the place of a folder of images.
 """
 
 from collections.abc import Sequence
@@ -27,138 +13,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+from tqdm.contrib.concurrent import thread_map
 
+from lib import tables
 from lib.cli import Stop
+from lib.files import atomic
 from lib.images import FORMATS, SUFFIXES
-from lib.tables import (
-    COLUMNS,
-    COMPETITION,
-    DIAGNOSES,
-    ISIC2024,
-    check_names,
-    competition_of,
-    parse_columns,
-    read_csv,
-)
-from lib.unpack import unpack
-
-# The columns of the archives that folds.csv has under another name
-NAMES = {
-    'image': 'image_name', 'image_id': 'image_name', 'MEL': 'target', 'melanoma': 'target',
-    'dx': 'diagnosis', 'age': 'age_approx', 'age_approximate': 'age_approx',
-    'localization': 'anatom_site', 'anatom_site_general': 'anatom_site',
-}  # fmt: skip
-
-
-def read_competition(data: Path, home: Path) -> pd.DataFrame:
-    """SIIM-ISIC 2020 as Kaggle lays it out, or a resized copy, or ISIC 2024: training rows, then
-    test rows.
-
-    Test rows come in the order of sample_submission.csv; both may be headers without rows, where
-    there is nothing to submit. Of ISIC 2024's columns only those that are named here are read:
-    iddx_*, mel_* and tbp_lv_dnn_lesion_confidence tell the answer. Its HDF5 files are unpacked
-    under `home`.
-    Sources: https://www.kaggle.com/c/siim-isic-melanoma-classification/data
-    https://www.kaggle.com/competitions/isic-2024-challenge/data
-    """
-    is_2024, older = (data / 'train-metadata.csv').exists(), data / 'train.csv'
-    if is_2024 and older.exists():
-        raise Stop(
-            f'{data} holds two competitions: move {older} and its images to '
-            f'{data / "external" / "isic2020"}, where they are additional training images'
-        )
-    site, end = 'anatom_site_general_challenge', '.csv'
-    if is_2024:
-        site, end = 'anatom_site_general', '-metadata.csv'
-    meta = ['image_name', 'patient_id', 'sex', 'age_approx', site]
-    train = read_csv(data / f'train{end}', [*meta, 'target'], only=is_2024)
-    test = read_csv(data / f'test{end}', meta, may_be_empty=True, only=is_2024)
-    sample = read_csv(data / 'sample_submission.csv', ['image_name', 'target'], may_be_empty=True)
-    order = sample.image_name
-    if not order.is_unique or set(order) != set(test.image_name):
-        raise Stop(f'{data}/sample_submission.csv and {data}/test{end} name different images')
-    folder = data / 'jpeg' if (data / 'jpeg').is_dir() else data
-    parts = []
-    for split, rows in (('train', train), ('test', test.set_index('image_name').loc[order])):
-        rows = rows.reset_index().rename(columns={site: 'anatom_site'})
-        of_split = _isic2024_images(data, home, split, rows) if is_2024 else folder / split
-        rows = _add_paths(rows, [of_split], str(data / f'{split}{end}'))
-        parts.append(rows.assign(split=split, source=ISIC2024 if is_2024 else COMPETITION))
-    return pd.concat(parts, ignore_index=True)
-
-
-def _isic2024_images(data: Path, home: Path, split: str, rows: pd.DataFrame) -> Path:
-    """The folder of a split's images: in `data`, or under `home`, unpacked from HDF5 in `data`."""
-    folder, packed = data / f'{split}-image' / 'image', data / f'{split}-image.hdf5'
-    if folder.is_dir() or not packed.exists():
-        return folder
-    check_names(rows.astype({'image_name': 'str'}))  # they become parts of paths
-    folder = home / 'unpacked' / f'{split}-image'
-    unpack(packed, list(rows.image_name), folder)
-    return folder
-
-
-def read_isic2019(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """ISIC 2019's training images. Source: https://challenge.isic-archive.com/data/#2019"""
-    rows = read_csv(folder / 'ISIC_2019_Training_GroundTruth.csv', ['image', 'MEL', 'NV'])
-    classes = [c for c in rows.columns if c.lower() in DIAGNOSES]
-    rows['diagnosis'] = rows[classes].astype(float).idxmax(axis=1).str.lower()
-    columns = ['image', 'age_approx', 'anatom_site_general', 'lesion_id', 'sex']
-    metadata = read_csv(folder / 'ISIC_2019_Training_Metadata.csv', columns)[columns]
-    images = folder / 'ISIC_2019_Training_Input'
-    rows = rows.merge(metadata, on='image', how='left', validate='one_to_one')
-    return rows, [images, images / images.name]
-
-
-def read_isic2017(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """ISIC 2017, part 3. Source: https://challenge.isic-archive.com/data/#2017"""
-    images = folder / 'ISIC-2017_Training_Data'
-    columns = ['image_id', 'melanoma', 'seborrheic_keratosis']
-    rows = read_csv(folder / 'ISIC-2017_Training_Part3_GroundTruth.csv', columns)
-    name = 'ISIC-2017_Training_Data_metadata.csv'  # the archive has it among the images
-    path = folder / name if (folder / name).exists() else images / name
-    metadata = read_csv(path, ['image_id', 'age_approximate', 'sex'])
-    is_either = [rows[c].astype(float) == 1 for c in columns[1:]]
-    rows['diagnosis'] = np.select(is_either, ['melanoma', 'seborrheic keratosis'], 'nevus')
-    return rows.merge(metadata, on='image_id', how='left', validate='one_to_one'), [images]
-
-
-def read_ham10000(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """HAM10000, in one or two parts. Source: https://doi.org/10.7910/DVN/DBW86T"""
-    # with or without the suffix; Dataverse offers a .tab first, for which read_csv says what to do
-    paths = [folder / f'HAM10000_metadata{suffix}' for suffix in ('.csv', '', '.tab')]
-    path = next((path for path in paths if path.exists()), paths[0])
-    rows = read_csv(path, ['lesion_id', 'image_id', 'dx', 'age', 'sex', 'localization'])
-    rows['target'] = (rows.dx == 'mel').astype(int)
-    parts = ['HAM10000_images_part_1', 'HAM10000_images_part_2', 'ISIC2018_Task3_Training_Input']
-    return rows, [folder / part for part in parts]
-
-
-def read_isic2020(folder: Path) -> tuple[pd.DataFrame, list[Path]]:
-    """SIIM-ISIC 2020's training images, beside another competition's."""
-    site = 'anatom_site_general_challenge'
-    columns = ['image_name', 'patient_id', 'sex', 'age_approx', site, 'diagnosis', 'target']
-    rows = read_csv(folder / 'train.csv', columns).rename(columns={site: 'anatom_site'})
-    return rows, [folder / 'jpeg' / 'train', folder / 'train']
-
-
-# A new layout is a function, which returns its rows and the folders of its images, and a name here,
-# that of its folder under DATA/external
-EXTERNAL = {
-    'isic2019': read_isic2019, 'isic2017': read_isic2017, 'ham10000': read_ham10000,
-    'isic2020': read_isic2020,
-}  # fmt: skip
+from lib.layouts import DUPLICATES, LAYOUTS, NAMES, SAMPLE, Layout, Table
+from lib.locks import held
 
 
 def choose_external(external: str | None, folder: Path) -> list[str]:
     """The sets that --external names, in its order; by default all in `folder`. Raises: Stop."""
+    known = [layout.source for layout in LAYOUTS.values() if not layout.test]
     if external is None:
-        return [name for name in EXTERNAL if (folder / name).is_dir()]
+        return [name for name in known if (folder / name).is_dir()]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
-    if unknown := [name for name in names if name not in EXTERNAL]:
+    if unknown := [name for name in names if name not in known]:
         hint = '; the images of ISIC 2018 are read as ham10000' if 'isic2018' in unknown else ''
-        known = ', '.join(EXTERNAL)
-        raise Stop(f'--external knows {known} and none, not {", ".join(unknown)}{hint}')
+        raise Stop(f'--external knows {", ".join(known)}, none; not {", ".join(unknown)}{hint}')
     if absent := [name for name in names if not (folder / name).is_dir()]:
         raise Stop(f'--external {external}: there is no {folder / absent[0]}')
     return names
@@ -167,75 +40,176 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
 def read_all(
     data: Path, external: Sequence[str], home: Path = Path()
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The competition's rows and those of the external sets, checked, each ISIC id once.
-
-    Images in HDF5 are unpacked under `home`.
+    """The competition's rows and those of the external sets, checked, each ISIC id once, less what
+    exclude.txt names. Images in HDF5 are unpacked under `home`.
 
     Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as `data` gives
     them), training rows sorted by source and name, test rows last; and how many rows of each source
-    were dropped because a source before it has them.
+    were dropped because a source before it has them. Raises: Stop.
     """
-    competition = read_competition(data, home)
-    is_test = competition.split == 'test'
-    parts = [competition[~is_test]]
-    for source in external:
-        try:
-            rows, folders = EXTERNAL[source](data / 'external' / source)
-        except (ValueError, pd.errors.MergeError) as e:
-            raise Stop(f'a table of {source} does not hold what its layout says: {e}') from e
-        rows = _add_paths(rows.rename(columns=NAMES), folders, f'the table of {source}')
-        parts.append(rows.assign(split='train', source=source))
-    parts = [rows.sort_values('image_name') for rows in parts]
-    table = pd.concat([*parts, competition[is_test]], ignore_index=True)
-    columns = [*COLUMNS, 'lesion_id']
-    text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site']
-    table = table.reindex(columns=columns).astype(dict.fromkeys(text, 'str'))
-    table = parse_columns(table.drop(columns=['group', 'fold']))
-    # ISIC 2024 asks for other cancers too, which the older sets do not count
-    table.loc[table.diagnosis.isin(competition_of(table).diagnoses), 'target'] = 1.0
+    own = _choose_competition(data)
+    folders = {own.source: data} | {name: data / 'external' / name for name in external}
+    parts = [_read_labelled(folder, LAYOUTS[name]) for name, folder in folders.items()]
+    table = pd.concat([*parts, _read_test(data, own)], ignore_index=True)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
-    ids = table.image_name.str.removesuffix('_downsampled')
+    table['id'] = table.image_name.str.removesuffix('_downsampled')
+    table = _leave_out(table, data)
+    table = table.reindex(columns=[*tables.COLUMNS, 'lesion_id', 'id'])
+    text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site']
+    table = tables.parse_columns(table.astype(dict.fromkeys(text, 'str')))
+    # ISIC 2024 asks for other cancers too, which the older sets do not count
+    table.loc[table.diagnosis.isin(tables.competition_of(table).diagnoses), 'target'] = 1.0
     # where only the dropped copy of an image names its lesion, the other copy takes the name over
-    table['lesion_id'] = table.lesion_id.fillna(table.groupby(ids).lesion_id.transform('first'))
-    is_repeated = ids.duplicated()
-    if (both := is_repeated & (table.split == 'test')).any():
-        name = table.image_name[both].iloc[0]
-        raise Stop(f'the test image {name} is among the training images too')
+    table['lesion_id'] = table.lesion_id.fillna(table.groupby('id').lesion_id.transform('first'))
+    is_repeated = table.id.duplicated()
+    sentence = 'the test image {image_name} is among the training images too'
+    tables.refuse(table[is_repeated & (table.split == 'test')], sentence)
     dropped = table[is_repeated].source.value_counts().to_dict()
-    return _add_native_size(table[~is_repeated].reset_index(drop=True)), dropped
+    table = table[~is_repeated].reset_index(drop=True).drop(columns=['group', 'fold', 'id'])
+    parts = table.groupby(['source', 'split'], sort=False)
+    table['path'] = pd.concat([_find(rows, folders[key[0]], home) for key, rows in parts])
+    unknown = table.width.isna() | table.height.isna()
+    with ThreadPoolExecutor(8) as pool:  # the wait is for the disk
+        sizes = list(pool.map(_native_size, table.path[unknown]))
+    table.loc[unknown, ['width', 'height']] = np.array(sizes, dtype=float).reshape(-1, 2)
+    return table, dropped
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:
     """The known pairs of duplicates, two columns of names; None where the file is missing."""
-    name, columns = 'ISIC_2020_Training_Duplicates.csv', ['image_name_1', 'image_name_2']
-    paths = [folder / name for folder in (data, data / 'external' / 'isic2020')]
-    path = next((path for path in paths if path.exists()), None)
-    return read_csv(path, columns)[columns] if path else None
+    is_there = any((data / name).exists() for name in DUPLICATES.names)
+    return _read(data, DUPLICATES)[list(DUPLICATES.columns)] if is_there else None
 
 
-def _add_paths(rows: pd.DataFrame, folders: list[Path], origin: str) -> pd.DataFrame:
-    """`rows` with `path`: the file in `folders` that has the row's name. Raises: Stop."""
-    paths = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
-    rows = rows.assign(path=rows.image_name.map({p.stem: p.as_posix() for p in paths}))
-    if missing := list(map(str, rows.image_name[rows.path.isna()])):
-        where = ' or '.join(map(str, folders))
+def read_excluded(data: Path) -> set[str]:
+    """The ISIC ids in DATA/exclude.txt, one name a line, with a suffix such as .jpg or without."""
+    path = data / 'exclude.txt'
+    text = path.read_text(encoding='utf-8-sig', errors='replace') if path.exists() else ''
+    names = filter(None, map(str.strip, text.splitlines()))
+    stems = (Path(name).stem if name.lower().endswith(SUFFIXES) else name for name in names)
+    return {stem.removesuffix('_downsampled') for stem in stems}
+
+
+def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
+    """Write the images `names` of ISIC 2024's HDF5 file `path` to `folder`, as NAME.jpg.
+
+    Those that are there already are kept; a second process waits. Raises: Stop where the file
+    cannot be read, lacks one of `names`, or has anything but a JPEG there.
+    """
+    with held(folder / '.lock'):
+        there = {file.name for file in folder.iterdir()}
+        missing = [name for name in names if f'{name}.jpg' not in there]
+        if not missing:
+            return
+        try:
+            import h5py  # optional: nothing else needs it
+
+            file = h5py.File(path)
+        except ImportError:
+            raise Stop(f'{path} is read by h5py, which is missing: pip install h5py') from None
+        except OSError as e:
+            raise Stop(f'{path} cannot be read as HDF5 ({e}); fetch it again') from None
+        print(f'{len(missing)} images to unpack from {path} to {folder}, once', flush=True)
+
+        def write(name: str) -> None:
+            try:
+                data = bytes(file[name][()])
+            except Exception as e:  # h5py raises anything on a broken file
+                raise Stop(f'{name} cannot be read from {path} ({e}); fetch it again') from None
+            if not data.startswith(b'\xff\xd8\xff'):
+                raise Stop(f'{name} in {path} is no JPEG; fetch the file again')
+            with atomic(folder / f'{name}.jpg') as temporary:
+                temporary.write_bytes(data)
+
+        with file:  # eight threads, since the wait is for the disk
+            thread_map(write, missing, max_workers=8, unit=' images', disable=None)
+
+
+def _choose_competition(data: Path) -> Layout:
+    there = [k for k in LAYOUTS.values() if k.test and (data / k.labels.names[0]).exists()]
+    if len(there) > 1:
+        raise Stop(
+            f'{data} holds two competitions: move {data / "train.csv"} and its images to '
+            f'{data / "external" / "isic2020"}, where they are additional training images'
+        )
+    return there[0] if there else LAYOUTS[tables.COMPETITION]
+
+
+def _read_labelled(folder: Path, layout: Layout) -> pd.DataFrame:
+    """The labelled rows of a set, sorted by name, in the columns of folds.csv. Raises: Stop."""
+    try:
+        rows = _read(folder, layout.labels, only=layout.leaks)
+        if layout.classes:
+            is_class = rows[[c for c in layout.classes if c in rows]].astype(float) == 1
+            rows['diagnosis'] = is_class.idxmax(axis=1).where(is_class.any(axis=1), layout.no_class)
+        if layout.metadata:
+            columns = list(layout.metadata.columns)
+            metadata = _read(folder, layout.metadata)[columns]
+            rows = rows.merge(metadata, on=columns[0], how='left')  # twice is refused later
+    except ValueError as e:
+        raise Stop(f'a table of {layout.source} does not hold what its layout says: {e}') from e
+    rows = _rename(rows).assign(split='train', source=layout.source)
+    if layout.malignant:
+        rows['target'] = rows.diagnosis.isin(layout.malignant).astype(int)
+    return rows.sort_values('image_name')
+
+
+def _read_test(data: Path, own: Layout) -> pd.DataFrame:
+    """The test rows, perhaps none, in the order of sample_submission.csv. Raises: Stop."""
+    columns = [c for c in own.labels.columns if c != 'target']
+    test = _read(data, Table([own.test], columns), may_be_empty=True, only=own.leaks)
+    order = _read(data, SAMPLE, may_be_empty=True).image_name
+    if not order.is_unique or set(order) != set(test.image_name):
+        raise Stop(f'{data}/sample_submission.csv and {data}/{own.test} name different images')
+    test = test.set_index('image_name').loc[order].reset_index()
+    return _rename(test).assign(split='test', source=own.source)
+
+
+def _read(folder: Path, table: Table, **options: bool) -> pd.DataFrame:
+    paths = [folder / name for name in table.names]
+    path = next((path for path in paths if path.exists()), paths[0])
+    return tables.read_csv(path, table.columns, **options)
+
+
+def _rename(rows: pd.DataFrame) -> pd.DataFrame:
+    # of two columns of one meaning, that which has folds.csv's name is taken, else the first
+    first = {NAMES[c]: c for c in reversed(rows.columns) if c in NAMES}
+    return rows.rename(columns={old: new for new, old in first.items() if new not in rows})
+
+
+def _leave_out(table: pd.DataFrame, data: Path) -> pd.DataFrame:
+    """`table` without the images that exclude.txt names, in whatever source. Raises: Stop."""
+    path, ids = data / 'exclude.txt', read_excluded(data)
+    is_out = table.id.isin(ids)
+    sentence = '{file}: the test image {image_name} must stay, since a submission needs every row'
+    tables.refuse(table[is_out & (table.split == 'test')], sentence, path)
+    if ids:
+        n = len(ids & set(table.id))
+        rest = f'; {len(ids) - n} match no labelled image' if n < len(ids) else ''
+        print(f'{path}: {n} of {len(ids)} names are left out{rest}')
+    return table[~is_out]
+
+
+def _find(rows: pd.DataFrame, folder: Path, home: Path) -> pd.Series:
+    """The paths of the images of `rows`, all of one source and split. Raises: Stop."""
+    source, split = rows.source.iloc[0], rows.split.iloc[0]
+    folders = [folder / name.format(split=split) for name in LAYOUTS[source].images]
+    packed = folder / f'{split}-image.hdf5'
+    if packed.exists() and not any(f.is_dir() for f in folders):
+        folders = [home / 'unpacked' / f'{split}-image']
+        unpack(packed, list(rows.image_name), folders[0])
+    files = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
+    paths = rows.image_name.map({p.stem: p.as_posix() for p in files})
+    if missing := list(rows.image_name[paths.isna()]):
         first = ', '.join(missing[:3]) + ' ...' * (len(missing) > 3)
-        raise Stop(f'{len(missing)} of {len(rows)} images of {origin} are not in {where}: {first}')
-    return rows
+        counts = f'{len(missing)} of {len(rows)} {split} images of {source}'
+        raise Stop(f'{counts} are not in {" or ".join(map(str, folders))}: {first}')
+    return paths
 
 
-def _add_native_size(table: pd.DataFrame) -> pd.DataFrame:
-    """`table` with `width` and `height` in pixels, from the files' headers where no table says."""
-
-    def read_size(path: str) -> tuple[float, float]:
-        with suppress(Exception):  # decoders raise anything on a broken file
-            if Path(path).is_file():  # to open a pipe would wait for ever
-                with Image.open(path, formats=FORMATS) as image:
-                    return image.size
-        return np.nan, np.nan  # train.py names such files, all of them
-
-    unknown = table.width.isna() | table.height.isna()
-    with ThreadPoolExecutor(8) as pool:  # the wait is for the disk
-        sizes = list(pool.map(read_size, table.path[unknown]))
-    table.loc[unknown, ['width', 'height']] = np.array(sizes, dtype=float).reshape(-1, 2)
-    return table
+def _native_size(path: str) -> tuple[float, float]:
+    with suppress(Exception):  # decoders raise anything on a broken file
+        if Path(path).is_file():  # to open a pipe would wait for ever
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size
+    return np.nan, np.nan  # train.py names such files, all of them

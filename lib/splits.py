@@ -50,7 +50,7 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     fold = np.empty(len(table), dtype=int)
     strata = table.source.astype('str') + table.target.astype(int).astype('str')
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a source may have fewer melanomas than there are folds
+    with warnings.catch_warnings():  # a source may have fewer malignant images than there are folds
         warnings.simplefilter('ignore', UserWarning)
         for k, (_, rows) in enumerate(splitter.split(table, strata, table.group)):
             fold[rows] = k

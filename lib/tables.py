@@ -1,25 +1,23 @@
 """folds.csv, the table that all later scripts read, and the checks of any table."""
 
 import hashlib
-import json
 import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from lib import splits
 from lib.cli import Stop
-from lib.files import sha256
+from lib.layouts import DIAGNOSES, SITES
 
 COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
-FINGERPRINT = ('folds_sha256', 'table_sha256', 'labelled_sha256')  # hashes in config.json
 COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
 
 
@@ -27,7 +25,6 @@ class Competition(NamedTuple):
     """A competition's own words and its measure; the first of COMPETITIONS is the default."""
 
     source: str  # of its own images
-    positives: str  # the word for images with a target of 1
     id_column: str  # of its submission
     measure: str  # of score.MEASURES, what it is scored by
     diagnoses: Sequence[str]  # what else is a target of 1, of images that it did not label itself
@@ -36,27 +33,12 @@ class Competition(NamedTuple):
 COMPETITIONS = {
     c.source: c
     for c in (
-        Competition(COMPETITION, 'melanomas', 'image_name', 'auc', ()),
+        Competition(COMPETITION, 'image_name', 'auc', ()),
         Competition(
-            ISIC2024, 'malignant lesions', 'isic_id', 'pauc_80',
+            ISIC2024, 'isic_id', 'pauc_80',
             ('melanoma', 'basal cell carcinoma', 'squamous cell carcinoma'),
         ),
     )
-}  # fmt: skip
-
-# The archives abbreviate diagnoses; a diagnosis that is not listed keeps its name
-DIAGNOSES = {
-    'mel': 'melanoma', 'nv': 'nevus', 'bcc': 'basal cell carcinoma', 'ak': 'actinic keratosis',
-    'akiec': 'actinic keratosis', 'bkl': 'benign keratosis', 'df': 'dermatofibroma',
-    'vasc': 'vascular lesion', 'scc': 'squamous cell carcinoma', 'unk': 'unknown',
-}  # fmt: skip
-# The competition's names for the sites; a site that is not listed keeps its name
-SITES = {
-    'anterior torso': 'torso', 'posterior torso': 'torso', 'lateral torso': 'torso',
-    'abdomen': 'torso', 'back': 'torso', 'chest': 'torso', 'trunk': 'torso',
-    'face': 'head/neck', 'ear': 'head/neck', 'neck': 'head/neck', 'scalp': 'head/neck',
-    'foot': 'lower extremity', 'hand': 'upper extremity', 'acral': 'palms/soles',
-    'genital': 'oral/genital', 'unknown': None,
 }  # fmt: skip
 
 
@@ -159,34 +141,16 @@ def read_split(path: Path) -> tuple[pd.DataFrame | None, ...]:
     return table, labelled, table.query("split == 'test'")
 
 
-def hash_rows(table: pd.DataFrame) -> str:
-    """The SHA-256, in hexadecimal digits, of what in rows of folds.csv decides the result of a run.
+def fingerprint(labelled: pd.DataFrame) -> str:
+    """The SHA-256 of what in the labelled rows of folds.csv decides the result of a run.
 
-    `table` is as `read_folds` returns it. Paths, native sizes and descriptions of the patient make
-    no difference, nor does the order of the rows, on which only the draws of benign images depend.
-    What is hashed is text in ASCII, one line per row, ended by a line feed, sorted by image_name. A
-    line is a JSON array, as Python's json.dumps writes it: image_name, split, source, group,
-    target, fold. The last two are integers, and an empty cell is null.
+    Paths, native sizes and descriptions of the patient make no difference, nor do the test images:
+    a run fits every folds.csv that agrees in the rest. Nor does the order of the rows, on which
+    only the draws depend.
     """
-    rows = table[['image_name', 'split', 'source', 'group', 'target', 'fold']]
-    rows = rows.astype({'target': 'Int64', 'fold': 'Int64'}).astype(object)
-    rows = rows.where(rows.notna(), None).sort_values('image_name')
-    lines = [f'{json.dumps(row)}\n' for row in rows.itertuples(index=False, name=None)]
-    return hashlib.sha256(''.join(lines).encode()).hexdigest()
-
-
-def fingerprint(path: Path) -> dict[str, str]:
-    """Hashes that tell one folds.csv from another. A run fits every one of the same labelled rows;
-    older versions saved the hash of all rows instead, or that of the file only.
-    """
-    table = read_folds(path)
-    hashes = {'folds_sha256': sha256(path), 'table_sha256': hash_rows(table)}
-    return hashes | {'labelled_sha256': hash_rows(table[table.split == 'train'])}
-
-
-def is_same(saved: dict[str, Any], now: dict[str, str]) -> bool:
-    """Whether one of the `saved` hashes of a folds.csv is that of the present one, `now`."""
-    return any(saved.get(key) == now.get(key, '') for key in FINGERPRINT)
+    rows = labelled[['image_name', 'source', 'group', 'target', 'fold']]
+    rows = rows.astype({'target': int, 'fold': int}).sort_values('image_name')
+    return hashlib.sha256(rows.to_csv(index=False, lineterminator='\n').encode()).hexdigest()
 
 
 def format_folds(table: pd.DataFrame) -> str:
@@ -222,7 +186,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     if not labelled.any():
         raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
-    table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(d, d))
+    table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(str(d).lower(), d))
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
     table['sex'] = table.sex.where(table.sex.isin(['male', 'female']))
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):

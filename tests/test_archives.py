@@ -43,7 +43,7 @@ def data(tmp_path) -> Path:
     csv(
         folder / 'ISIC_2019_Training_GroundTruth.csv',
         'image,MEL,NV,BCC,AK,BKL,DF,VASC,SCC,UNK\nISIC_3,1,0,0,0,0,0,0,0,0\n'
-        'ISIC_4_downsampled,1,0,0,0,0,0,0,0,0\nISIC_5,0,0,1,0,0,0,0,0,0\n',
+        'ISIC_4_downsampled,1,0,0,0,0,0,0,0,0\nISIC_5,0,0,0,0,0,0,0,1,0\n',
     )
     csv(
         folder / 'ISIC_2019_Training_Metadata.csv',
@@ -83,9 +83,10 @@ def test_an_image_of_overlapping_sets_counts_once_for_the_first(data):
     sources = ['competition'] * 3 + ['isic2019'] * 2 + ['isic2017', 'ham10000']
     assert (rows.image_name.tolist(), rows.source.tolist()) == (names, sources)
     assert dropped == {'isic2019': 1, 'isic2017': 1, 'ham10000': 2}
-    assert rows.set_index('image_name').target['ISIC_3'] == 0  # the competition's own label
-    source = archives.read_all(data, ['ham10000', 'isic2019'])[0].set_index('image_name').source
-    assert source['ISIC_4'] == 'ham10000' and 'ISIC_4_downsampled' not in source
+    assert rows.target.tolist() == [1, 0, 0, 1, 0, 0, 0]  # the competition's own of ISIC_3
+    rows = archives.read_all(data, ['ham10000', 'isic2019'])[0].set_index('image_name')
+    assert rows.source['ISIC_4'] == 'ham10000' and 'ISIC_4_downsampled' not in rows.index
+    assert rows.target[['ISIC_4', 'ISIC_5']].tolist() == [1, 0]
 
 
 def test_a_lesion_known_only_to_a_dropped_copy_is_kept(data):
@@ -94,17 +95,28 @@ def test_a_lesion_known_only_to_a_dropped_copy_is_kept(data):
 
 
 def test_values_of_all_layouts_speak_one_language(data):
-    table, _ = archives.read_all(data, ['isic2019', 'isic2017'])
-    rows = table.set_index('image_name')
-    assert rows.diagnosis[['ISIC_4_downsampled', 'ISIC_5', 'ISIC_6']].tolist() == [
+    def rows() -> pd.DataFrame:
+        table, _ = archives.read_all(data, ['isic2019', 'isic2017', 'ham10000'])
+        return table.set_index('image_name')
+
+    table = rows()
+    assert table.diagnosis[['ISIC_4_downsampled', 'ISIC_5', 'ISIC_6', 'ISIC_7']].tolist() == [
         'melanoma',
-        'basal cell carcinoma',
+        'squamous cell carcinoma',
         'seborrheic keratosis',
+        'basal cell carcinoma',
     ]
-    assert rows.anatom_site['ISIC_4_downsampled'] == 'torso'
-    assert rows.sex[['ISIC_6', 'ISIC_3']].isna().all()
-    assert rows.age_approx['ISIC_6'] == 40
-    assert (rows.width == 40).all() and (rows.height == 30).all()
+    sites = table.anatom_site[['ISIC_4_downsampled', 'ISIC_5', 'ISIC_7']]
+    assert sites.tolist() == ['torso', 'head/neck', 'head/neck']
+    assert table.sex[['ISIC_6', 'ISIC_3']].isna().all() and table.sex['ISIC_7'] == 'male'
+    assert table.age_approx[['ISIC_6', 'ISIC_7']].tolist() == [40, 60]
+    assert (table.width == 40).all() and (table.height == 30).all()
+    path = data / 'external' / 'isic2017' / 'ISIC-2017_Training_Part3_GroundTruth.csv'
+    path.write_text(path.read_text().replace('ISIC_6,0.0,1.0', 'ISIC_6,0.0,0.0'))
+    images = path.with_name('ISIC-2017_Training_Data')  # the archive has a table in it
+    shutil.move(images / 'ISIC-2017_Training_Data_metadata.csv', path.parent)
+    table = rows()
+    assert (table.diagnosis['ISIC_6'], table.age_approx['ISIC_6']) == ('nevus', 40)
 
 
 def test_a_competition_without_test_images_is_read(data, ok):
@@ -134,6 +146,11 @@ def test_a_broken_external_table_names_its_set(data):
     path.write_text(path.read_text().replace('ISIC_5,0', 'ISIC_5,x'))
     with pytest.raises(Stop, match='a table of isic2019'):
         archives.read_all(data, ['isic2019'])
+    images = data / 'external' / 'isic2017' / 'ISIC-2017_Training_Data'
+    metadata = images / 'ISIC-2017_Training_Data_metadata.csv'
+    metadata.write_text(metadata.read_text() + 'ISIC_6,50,male\n')
+    with pytest.raises(Stop, match='ISIC_6 stands twice in isic2017'):
+        archives.read_all(data, ['isic2017'])
 
 
 def test_ham10000_as_a_tab_file_is_named_with_what_to_do(data):
@@ -146,12 +163,36 @@ def test_ham10000_as_a_tab_file_is_named_with_what_to_do(data):
     with pytest.raises(Stop, match=r'\.tab is separated by tabs; save it as CSV'):
         archives.read_all(data, ['ham10000'])
     table.to_csv(path.with_suffix(''), index=False)
-    assert archives.read_all(data, ['ham10000'])[1] == {}
+    part = path.with_name('HAM10000_images_part_2')
+    part.rename(part.with_name('ISIC2018_Task3_Training_Input'))
+    assert (archives.read_all(data, ['ham10000'])[0].source == 'ham10000').sum() == 3
+
+
+def test_what_exclude_txt_names_is_left_out_before_its_image_is_looked_at(data, capsys):
+    (data / 'jpeg' / 'train' / 'ISIC_2.jpg').unlink()
+    (data / 'exclude.txt').write_text('ISIC_2.JPG\n\n ISIC_4_downsampled \n')
+    table, dropped = archives.read_all(data, ['isic2019', 'isic2017'])
+    names = ['ISIC_1', 'ISIC_3', 'ISIC_5', 'ISIC_6', 'ISIC_9', 'ISIC_8']
+    assert table.image_name.tolist() == names  # ISIC_4 by neither of its names
+    assert dropped == {'isic2019': 1} and table.path.notna().all()
+    assert capsys.readouterr().out == f'{data}/exclude.txt: 2 of 2 names are left out\n'
+    (data / 'exclude.txt').write_text('ISIC_2\nISIC_7.png\nIMG.5\n')
+    archives.read_all(data, ['isic2019'])
+    assert '1 of 3 names are left out; 2 match no labelled image' in capsys.readouterr().out
+    (data / 'exclude.txt').write_text('ISIC_2\nISIC_8\n')
+    with pytest.raises(Stop, match=r'exclude\.txt: the test image ISIC_8 must stay'):
+        archives.read_all(data, [])
+
+
+def test_an_image_that_is_not_there_is_named_with_its_set(data):
+    (data / 'external' / 'isic2019' / 'ISIC_2019_Training_Input' / 'ISIC_5.jpg').unlink()
+    says = '1 of 2 train images of isic2019 are not in .*ISIC_2019_Training_Input: ISIC_5$'
+    with pytest.raises(Stop, match=says):
+        archives.read_all(data, ['isic2019'])
 
 
 def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(data, ok, script):
     command = ['folds.py', '--data', data, '--home', data / 'home', '--n_folds', 2]
-    # of four melanomas' groups
     out = ok(*command)  # all that are there
     assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
     assert 'isic2019' not in script(*command, '--external', 'none').stdout

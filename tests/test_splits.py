@@ -46,8 +46,8 @@ def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
     fold = pd.Series(splits.assign_folds(table, 5, seed=0))
     assert splits.find_leaks(table.group, fold) == []
     assert set(fold) == set(range(5))
-    counts = table.groupby(['source', fold]).target.sum().unstack()
-    assert (counts.max(axis=1) - counts.min(axis=1) <= 4).all(), counts
+    counts = table.groupby(['source', 'target', fold]).size().unstack()
+    assert (counts.max(axis=1) - counts.min(axis=1) <= 2).all(), counts
 
 
 def test_a_leak_is_counted_and_named_and_rows_without_a_fold_do_not_count():
@@ -107,26 +107,13 @@ def test_the_folds_columns_of_others_may_stand_in_the_input_and_are_checked_alon
     assert joined.group[one] == joined.group[two] and joined.fold[one] == joined.fold[two]
 
 
-def test_where_no_labelled_image_changes_folds_csv_changes_and_the_runs_stay_good(
-    demo, ok, script, tmp_path
+def test_where_no_labelled_image_changes_folds_csv_changes_and_else_not(
+    demo, ok, refusal, tmp_path
 ):
     data, home = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'home'
     command = ['folds.py', '--home', home, '--n_folds', 3, '--data']
     ok(*command, data)
-    path = home / 'folds.csv'
-    old = path.read_bytes()
-    configs = {
-        'old/config.json': {'lr': 5e-6, 'folds_sha256': files.sha256(path)},
-        'other/config.json': {'folds_sha256': 'another'},
-        'moved/config.json': {
-            'folds_sha256': 'another',
-            'table_sha256': tables.fingerprint(path)['table_sha256'],
-        },
-        'kept/blend.json': {'folds_sha256': files.sha256(path)},
-    }
-    for name, config in configs.items():
-        files.write_json(home / 'runs' / name, config)
-    assert 'stay good' not in ok(*command, data)
+    files.write_json(home / 'runs' / 'a' / 'config.json', {})
 
     data = data.rename(tmp_path / 'elsewhere')
     train = pd.read_csv(data / 'train.csv').assign(width=6000, height=4000)
@@ -134,16 +121,11 @@ def test_where_no_labelled_image_changes_folds_csv_changes_and_the_runs_stay_goo
     for name in ('test.csv', 'sample_submission.csv'):  # a competition's hidden images, or others
         rows = pd.read_csv(data / name)
         rows[rows.image_name != rows.image_name.min()].to_csv(data / name, index=False)
-    assert 'the runs stay good' in ok(*command, data)
+    ok(*command, data)
+    path = home / 'folds.csv'
     table = tables.read_folds(path)
     assert table.width.max() == 6000 and all(pd.Series(table.path).map(os.path.isfile))
-    sha256 = tables.hash_rows(table[table.split == 'train'])
-    for name in ('old/config.json', 'moved/config.json', 'kept/blend.json'):
-        configs[name]['labelled_sha256'] = sha256
-    for name, config in configs.items():
-        assert files.read_json(home / 'runs' / name) == config
 
     new = path.read_bytes()
-    assert new != old
-    done = script(*command, data, '--seed', 1)
-    assert done.returncode == 1 and 'would change' in done.stderr and path.read_bytes() == new
+    assert 'would change' in refusal(*command, data, '--seed', 1)
+    assert path.read_bytes() == new
