@@ -1,13 +1,12 @@
 """How good predictions are: measures, their intervals over patients, and paired comparisons."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.sparse import csr_array
 from scipy.special import expit, logit
-from scipy.stats import binomtest, t
+from scipy.stats import t
 from sklearn.metrics import roc_auc_score
 
 from lib.cli import Stop
@@ -22,40 +21,14 @@ MEASURES = {
     'sens_at_spec_95': 'sensitivity at 95 % specificity',
     'spec_at_sens_95': 'specificity at 95 % sensitivity',
 }
+TOPS = {'pauc_80': 0.2}  # the highest value, where it is not 1
 
 
-class Estimate(NamedTuple):
-    """A figure and its 95 % interval; None where it cannot be computed."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-
-    def __str__(self) -> str:
-        return _with_interval('.4f', *self)
-
-
-class Difference(NamedTuple):
-    """The difference of two AUCs, its 95 % interval, and the p value of no difference."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-
-    def __str__(self) -> str:
-        text = _with_interval('+.4f', *self[:3])
-        if self.p is None:
-            return text
-        smallest = 2 / (N_DRAWS + 1)  # no smaller p value can come from so many draws
-        return f'{text}, p < {smallest:.3f}' if self.p <= smallest else f'{text}, p = {self.p:.3f}'
-
-
-def _with_interval(digits: str, value: float | None, low: float | None, high: float | None) -> str:
-    if value is None:
+def format_estimate(value: float, low: float, high: float, digits: str = '.4f') -> str:
+    """A figure and its 95 % interval as text; NaN stands for what cannot be computed."""
+    if np.isnan(value):
         return '-'
-    interval = 'no interval' if low is None else f'{low:{digits}}, {high:{digits}}'
-    return f'{value:{digits}} [{interval}]'
+    return f'{value:{digits}}' + ('' if np.isnan(low) else f' [{low:{digits}}, {high:{digits}}]')
 
 
 def auc(target: np.ndarray, pred: np.ndarray) -> float:
@@ -63,14 +36,8 @@ def auc(target: np.ndarray, pred: np.ndarray) -> float:
     return float(roc_auc_score(target, pred)) if len(np.unique(target)) > 1 else float('nan')
 
 
-def estimate_share(hits: np.ndarray) -> Estimate:
-    """The share of True in `hits`, (n,) bool of independent groups, with Wilson's interval."""
-    test = binomtest(int(hits.sum()), len(hits))
-    return Estimate(test.statistic, *test.proportion_ci(method='wilson'))
-
-
 def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[float]:
-    """The MEASURES, from the melanomas and benign images at each score, ascending: (k,) counts.
+    """The MEASURES, from the malignant and benign images at each score, ascending: (k,) counts.
 
     Sensitivity at a specificity is the best that any threshold reaches while it keeps at least that
     specificity, and the other way round. The partial AUC is the one that ISIC 2024 is scored by:
@@ -85,7 +52,7 @@ def measures_from_counts(positive: np.ndarray, negative: np.ndarray) -> list[flo
     tp, fp = p - fn + positive, n - tn + negative
     precision = (positive / p) @ (tp / np.maximum(tp + fp, 1))
 
-    most, slack = 0.2 * p, 1e-9  # most: the melanomas that may be missed
+    most, slack = 0.2 * p, 1e-9  # most: the malignant images that may be missed
     last = np.searchsorted(fn, most)
     x, y = (np.concatenate([[0.0], counts[: last + 1]]) for counts in (fn, tn))
     x[-1], y[-1] = most, np.interp(most, x[-2:], y[-2:])
@@ -125,90 +92,99 @@ def bootstrap(
 
 
 def _count_by_group(target: np.ndarray, pred: np.ndarray, code: np.ndarray) -> list[csr_array]:
-    """How many melanomas and how many benign images each group has at each score, ascending: two
+    """How many malignant and how many benign images each group has at each score, ascending: two
     (scores, groups). `code`: the number of each image's group, (n,).
 
-    Scores that follow each other without a melanoma count as one, which leaves every measure as it
-    is: so a draw costs as much as there are groups and melanomas, however many images are benign.
-    On 401,059 images with 393 malignant lesions of 1,042 patients, as ISIC 2024 has, all figures of
-    a summary took 9 s instead of 247 s with counts by image, on one core, and 0.3 GB.
+    Scores that follow each other without a malignant image count as one, which leaves every measure
+    as it is: so a draw costs as much as there are groups and malignant images, however many are
+    benign. On 401,059 images with 393 malignant lesions of 1,042 patients, as ISIC 2024 has, all
+    figures of a summary took 9 s instead of 247 s with counts by image, on one core, and 0.3 GB.
     """
     target, pred = np.asarray(target), np.asarray(pred)
     order = np.argsort(pred, kind='stable')  # once for all draws
-    melanoma = target[order] == 1
+    is_malignant = target[order] == 1
     is_new = np.r_[True, np.diff(pred[order]) != 0]  # where each score begins
-    with_melanoma = np.logical_or.reduceat(melanoma, np.flatnonzero(is_new))
-    begins = with_melanoma | np.r_[True, with_melanoma[:-1]]
+    with_malignant = np.logical_or.reduceat(is_malignant, np.flatnonzero(is_new))
+    begins = with_malignant | np.r_[True, with_malignant[:-1]]
     place = (np.cumsum(begins) - 1)[np.cumsum(is_new) - 1]
     shape, code = (place[-1] + 1, code.max() + 1), code[order]
     return [
         csr_array((np.ones(of_class.sum()), (place[of_class], code[of_class])), shape)
-        for of_class in (melanoma, ~melanoma)
+        for of_class in (is_malignant, ~is_malignant)
     ]
 
 
-def percentile_interval(draws: np.ndarray) -> tuple[float, float] | tuple[None, None]:
-    """The 95 % percentile interval of (N_DRAWS,) draws; None where over half have no value."""
-    if np.isnan(draws).mean() > 0.5:
-        return None, None
+def percentile_interval(draws: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of (N_DRAWS,) draws; NaN where they tell none: where over half
+    have no value, or where they do not vary."""
+    if np.isnan(draws).mean() > 0.5 or np.nanstd(draws) == 0:
+        return np.nan, np.nan
     low, high = np.nanpercentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
 
-def auc_estimate(
-    value: float, draws: np.ndarray, target: np.ndarray, group: np.ndarray
-) -> Estimate:
-    """The AUC `value` with its 95 % interval: about two standard deviations of its (N_DRAWS,) draws
-    to either side, on the logit, by Student's t with as many degrees of freedom as there are groups
-    with a melanoma, less one; None where more than half of the draws have no value.
+def logit_interval(
+    value: float, draws: np.ndarray, n_groups: int, nearest: float, top: float = 1.0
+) -> tuple[float, float]:
+    """The 95 % interval of a `value` between 0 and `top`: about two standard deviations of its
+    (N_DRAWS,) draws to either side, on the logit, by Student's t with `n_groups` - 1 degrees of
+    freedom; NaN where the draws tell none, as in `percentile_interval`.
 
-    Percentiles of the draws are too narrow where melanomas are few and the AUC is high. On
-    simulated patients (300 sets each) with 37 melanomas and an AUC of .967 percentiles hold the
-    truth in 88 %, 1.96 standard deviations in 94 % and this interval in 95 %; with 15 melanomas and
-    an AUC of .901 in 88, 94 and 96 %.
+    `n_groups`: groups with a malignant image. `nearest`: how near to 0 and `top`, where the logit
+    is infinite, a share of `top` counts. Percentiles of the draws are too narrow where malignant
+    images are few. On simulated patients (300 sets each) with 37 of them and an AUC of .967
+    percentiles hold the truth in 88 %, 1.96 standard deviations in 94 % and this interval in 95 %;
+    with 15 of them and an AUC of .901 in 88, 94 and 96 %. With 15, percentiles hold the partial AUC
+    in 73 to 86 %, and this interval in 93 %; the specificity at 95 % sensitivity in 68 to 82 % and
+    in 93 to 94 %.
     """
-    if np.isnan(draws).mean() > 0.5:
-        return Estimate(value)
-    # half a pair of a melanoma and a benign image from 0 and 1, where the logit is infinite
-    nearest = 0.5 / (np.sum(target == 1) * np.sum(target == 0))
-    spread = np.nanstd(logit(np.clip(draws, nearest, 1 - nearest)))
-    center = logit(np.clip(value, nearest, 1 - nearest))
-    n_groups = len(np.unique(np.asarray(group)[np.asarray(target) == 1]))
-    width = spread * t.ppf(0.975, max(n_groups - 1, 1))
-    low, high = expit(center - width), expit(center + width)
-    return Estimate(float(value), float(min(low, value)), float(max(high, value)))
+    if np.isnan(percentile_interval(draws)[0]):
+        return np.nan, np.nan
+    spread = np.nanstd(logit(np.clip(draws / top, nearest, 1 - nearest)))
+    center = logit(np.clip(value / top, nearest, 1 - nearest))
+    width = spread * t.ppf(0.975, n_groups - 1)
+    low, high = top * expit(center - width), top * expit(center + width)
+    return float(min(low, value)), float(max(high, value))
 
 
-def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0) -> dict[str, Any]:
-    """The measures of the column `pred` in `oof` (target, group), an Estimate each, by name; the
-    counts `images`, `melanomas` and `groups`; and a `note` where a figure cannot be computed.
-    Raises: Stop where a score is NaN."""
-    return measure_with_draws(oof, pred, seed)[0]
+def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0, least: int = 1) -> pd.DataFrame:
+    """The MEASURES of the column `pred` in `oof` (target, group): a row each, by name.
 
-
-def measure_with_draws(
-    oof: pd.DataFrame, pred: str = 'pred', seed: int = 0
-) -> tuple[dict[str, Any], np.ndarray]:
-    """What `measure` returns, and the AUC of each draw, (N_DRAWS,), NaN where there is none."""
+    The columns are value, low and high (the 95 % interval), NaN where they cannot be computed, as
+    with fewer than `least` images of a class, and in every row the numbers of `images` and of
+    `malignant` ones, and a `note` that says why a figure is missing. Raises: Stop where a score is
+    not a number.
+    """
     target, scores = oof.target.to_numpy(), oof[pred].to_numpy(dtype=float)
     if n_wrong := int((~np.isfinite(scores)).sum()):
         raise Stop(f'{n_wrong} of {len(scores)} scores in {pred} are not numbers')
-    n_groups = int(oof.group.nunique())
-    figures = {'images': len(oof), 'melanomas': int(target.sum()), 'groups': n_groups}
-    if len(np.unique(target)) < 2:
-        figures['note'] = 'one class only, so that nothing can be ranked'
-        return figures, np.full(N_DRAWS, np.nan)
-    if n_groups < 2:
-        figures['note'] = 'a single patient, so that there is no interval'
-    elif np.ptp(scores) == 0:
-        figures['note'] = 'all predictions are the same'
-    counts = _count_by_group(target, scores, np.zeros(len(oof), dtype=int))
-    values = measures_from_counts(*(count.sum(axis=1) for count in counts))
+    counts = {'images': len(oof), 'malignant': int(target.sum()), 'note': ''}
+    rows = pd.DataFrame({'value': np.nan, 'low': np.nan, 'high': np.nan} | counts, list(MEASURES))
+    if len(np.unique(target)) < 2 and least == 1:
+        return rows.assign(note='one class only, so that nothing can be ranked')
+    if min(target.sum(), len(target) - target.sum()) < least:
+        return rows.assign(note=f'fewer than {least} of a class')
+    if np.ptp(scores) == 0:
+        rows['note'] = 'all predictions are the same'
+    of_all = _count_by_group(target, scores, np.zeros(len(oof), dtype=int))
+    rows['value'] = measures_from_counts(*(count.sum(axis=1) for count in of_all))
+    n_groups, n_pairs = _malignant_groups(target, oof.group), target.sum() * (1 - target).sum()
+    if n_groups < 2:  # images of one patient are alike: how much others differ is not known
+        return rows.assign(
+            note='one patient has all malignant images, so that there is no interval'
+        )
     draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
-    for name, value, auc_draws in zip(MEASURES, values, draws.T, strict=True):
-        figures[name] = Estimate(float(value), *percentile_interval(auc_draws))
-    figures['auc'] = auc_estimate(values[0], draws[:, 0], target, oof.group)
-    return figures, draws[:, 0]
+    rows[['low', 'high']] = [percentile_interval(of_measure) for of_measure in draws.T]
+    halves = {'auc': 0.5 / n_pairs, 'pauc_80': 0.5 / n_pairs}  # of a pair, of a benign image
+    for name, half in (halves | {'spec_at_sens_95': 0.5 / (1 - target).sum()}).items():
+        of_measure, top = draws[:, list(MEASURES).index(name)], TOPS.get(name, 1.0)
+        interval = logit_interval(rows.value[name], of_measure, n_groups, half, top)
+        rows.loc[name, ['low', 'high']] = interval
+    return rows
+
+
+def _malignant_groups(target: np.ndarray, group: np.ndarray) -> int:
+    return len(np.unique(np.asarray(group)[np.asarray(target) == 1]))
 
 
 def rank_within_folds(pred: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -222,24 +198,37 @@ def rank_within_folds(pred: np.ndarray, fold: np.ndarray) -> np.ndarray:
 
 def compare_paired(
     target: np.ndarray, preds: Sequence[np.ndarray], base: int, group: np.ndarray
-) -> tuple[list[Estimate], list[Difference]]:
+) -> pd.DataFrame:
     """The AUC of each of `preds` ((n,) each), and each one's AUC less that of `preds[base]`.
 
-    Differences are paired, over the same draws of groups. p is twice the share of draws on the
-    other side of zero; it holds for a base that was chosen without looking at these AUCs.
+    Returns: a row for each, with auc, auc_low, auc_high, difference, difference_low and
+    difference_high (95 % intervals) and p; NaN where there is one class only, and without an
+    interval where draws tell none. Differences are paired, over the same draws of groups: interval
+    and p are those of Student's t on the standard deviation of the draws, which holds where few
+    groups have a malignant image; percentiles do not. p holds for a base that was chosen without
+    looking at these AUCs.
     """
-    target = np.asarray(target)
-    values = [auc(target, pred) for pred in preds]
-    if np.isnan(values).any():  # one class only
-        return [Estimate(None)] * len(preds), [Difference(None)] * len(preds)
+    target, n_groups = np.asarray(target), _malignant_groups(target, group)
+    values, rows = [auc(target, pred) for pred in preds], []
     draws = bootstrap(target, preds, group)[:, :, 0]
-    aucs, differences = [], []
-    for value, auc_draws in zip(values, draws.T, strict=True):
-        aucs.append(auc_estimate(value, auc_draws, target, group))
-        apart = auc_draws - draws[:, base]
-        low, high = percentile_interval(apart)
-        n_below, n_above = (apart <= 0).sum(), (apart >= 0).sum()
-        p = 2 * (1 + min(n_below, n_above)) / (1 + (~np.isnan(apart)).sum())
-        p = None if low is None else float(min(1, p))
-        differences.append(Difference(value - values[base], low, high, p))
-    return aucs, differences
+    nearest = 0.5 / max(target.sum() * (1 - target).sum(), 1)
+    for value, of_pred in zip(values, draws.T, strict=True):
+        apart, difference = of_pred - draws[:, base], value - values[base]
+        interval = low, high, p = (np.nan,) * 3
+        if n_groups > 1:
+            interval = logit_interval(value, of_pred, n_groups, nearest)
+            if not np.isnan(percentile_interval(apart)[0]):
+                spread = np.nanstd(apart)
+                width = spread * t.ppf(0.975, n_groups - 1)
+                low, high = difference - width, difference + width
+                p = 2 * t.sf(abs(difference) / spread, n_groups - 1)
+        rows.append((value, *interval[:2], difference, low, high, p))
+    names = ['auc', 'auc_low', 'auc_high', 'difference', 'difference_low', 'difference_high', 'p']
+    return pd.DataFrame(rows, columns=names)
+
+
+def format_difference(row: pd.Series) -> str:
+    """A difference, its interval and its p, from a row of `compare_paired`, as text."""
+    figures = row.difference, row.difference_low, row.difference_high
+    p = ', p < 0.001' if row.p < 0.001 else f', p = {row.p:.3f}'
+    return format_estimate(*figures, '+.4f') + ('' if np.isnan(row.p) else p)

@@ -1,13 +1,10 @@
 """The shortcut floor: the score of a small model that does not see a single pixel."""
 
-from typing import Any
-
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from lib import summary
-from lib.score import Estimate
 
 NUMBERS = {'age_approx': 'age', 'width': 'native width', 'height': 'native height'}
 CATEGORIES = {'sex': 'sex', 'anatom_site': 'site', 'source': 'source'}
@@ -52,22 +49,20 @@ def predict(table: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return pred, list(seen)
 
 
-def measure(oof: pd.DataFrame) -> dict[str, Any]:
-    """summary.measure_overall of the floor's scores, and in `seen` the names of its features."""
+def measure(oof: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The floor of labelled rows: `summary.summarize` without subgroups, and a sentence on it."""
     pred, seen = predict(oof)
-    return summary.measure_overall(oof.assign(pred=pred)) | {'seen': seen}
-
-
-def describe(floor: dict[str, Any]) -> str:
-    """A sentence that says what the floor is and means, from `measure` or its JSON."""
-    if 'auc' not in floor['pooled']:
-        return f'there is no shortcut floor: {floor["pooled"]["note"]}'
-    auc = str(Estimate(*floor['pooled']['auc']))
-    for source, figures in floor.get('sources', {}).items():
-        if 'auc' in figures:
-            auc += f'; within {source} {Estimate(*figures["auc"])}'
-    return (
-        f'the shortcut floor, AUC {auc}: a model of {", ".join(floor["seen"]) or "nothing"}, '
-        'without a pixel. An image model that is no better may have learnt no more than the '
-        'patient and the camera'
+    rows = summary.summarize(oof.assign(pred=pred), subgroups=False)
+    if not seen:
+        nothing = rows.assign(value=np.nan, low=np.nan, high=np.nan, note='no metadata varies')
+        return nothing, 'there is no shortcut floor: no metadata varies'
+    shown = summary.counted(rows).dropna(subset='value')  # pooled, and within each source
+    if shown.empty:
+        return rows, f'there is no shortcut floor: {summary.pooled_auc(rows).note}'
+    labels = shown.label.replace(summary.POOLED, 'AUC').str.strip()
+    texts = zip(labels, summary.format_rows(shown), strict=True)
+    auc = '; '.join(f'{label} {text}' for label, text in texts)
+    return rows, (
+        f'the shortcut floor, {auc}: a model of {", ".join(seen)}, without a pixel. '
+        'An image model that is no better may have learnt no more than the patient and the camera'
     )

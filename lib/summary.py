@@ -1,21 +1,34 @@
-"""Scores of out-of-fold predictions: pooled, by fold, by source, by subgroup, and printed."""
+"""Scores of out-of-fold predictions as one table of rows, which print, report, card and JSON read.
+
+A row has `kind` (main, fold or subgroup), `label` (whose figure it is), `measure` (of
+score.MEASURES), `value` with its 95 % interval `low` to `high` (NaN where there is none), `images`
+and `malignant` (what it was computed on), and `note` (why a figure is missing).
+"""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from lib import files, locks, score, splits
+from lib import files, locks, score
 from lib.runs import Run
-from lib.score import MEASURES, Estimate
-from lib.tables import COMPETITIONS, competition_of
+from lib.score import MEASURES
+from lib.tables import competition_of
 
-MIN_CLASS = 20  # a subgroup with fewer melanomas or benign images shows its counts only
-FEW = 50  # with fewer melanomas, intervals of measures other than the AUC are often too narrow
+MIN_CLASS = 20  # a subgroup with fewer malignant or benign images shows its counts only
 MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
+FEW = 100  # malignant images
+FEW_NOTE = (
+    f'below {FEW} malignant images the intervals of average precision and of sensitivity at a '
+    'specificity are often too narrow'
+)
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
+OF_SUBGROUPS = ['auc', 'average_precision', 'sens_at_spec_90']  # of MEASURES
+POOLED = 'AUC, pooled'
+RANKED = '  ranked in each fold'
+SOURCE_ALONE = '  the source alone, no pixel seen'
+COLUMNS = ['kind', 'label', 'measure', 'value', 'low', 'high', 'images', 'malignant', 'note']
 
 
 def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
@@ -25,50 +38,85 @@ def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
     print(format_summaries(scores))
     if len(columns) > 1:
         both = [oof.pred, oof.pred_plain]
-        scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[1][0]
-        print(f'test-time augmentation changes the AUC by {scores["tta"]}')
+        scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[:1]
+        change = score.format_difference(scores['tta'].iloc[0])
+        print(f'test-time augmentation changes the AUC by {change}')
     path = run.folder / 'scores.json'
     with locks.held(run.lock):
         if 'pred' in columns or not path.exists():  # train.py again leaves infer.py's
             files.write_json(path, scores)
 
 
-def summarize(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
-    """What `measure_overall` returns, and `subgroups` by sex, age_approx (years), anatom_site."""
-    return measure_overall(oof, pred) | {'subgroups': measure_subgroups(oof, pred)}
+def report_trained(run: Run, table: pd.DataFrame) -> None:
+    """Print the pooled out-of-fold scores of a run, or which folds are still to be trained.
 
-
-def measure_overall(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, Any]:
-    """The scores of the predictions `pred` in `oof` (target, group, source, fold).
-
-    Returns: `pooled`, `resampling_unit`, `competition` (a key of COMPETITIONS), `ranked` (pooled
-    after ranking within each fold), `folds`, `fold_mean` and `fold_sd` of the folds' AUCs,
-    `sources`, `source_alone` (the AUC of a source's rate of melanomas as the score: what telling
-    the archives apart is worth).
+    `table`: the labelled rows of folds.csv.
     """
-    summary = {'pooled': score.measure(oof, pred), 'resampling_unit': resampling_unit(oof)}
-    summary['competition'] = competition_of(oof).source
+    folds = sorted(table.fold.unique().tolist())
+    if run.unfinished(folds):
+        return print(run.describe_unfinished(folds))
+    oof = run.read_oof(folds)[['image_name', 'pred_plain']]
+    report_run(run, table.merge(oof, on='image_name'), ['pred_plain'])
+
+
+def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> pd.DataFrame:
+    """The rows of the predictions `pred` in `oof` (target, group, source, fold, and of what the
+    subgroups are: sex, age_approx in years, anatom_site), as the module says.
+
+    The main rows begin with the competition's own measure. `RANKED` is the AUC after ranking within
+    each fold, `SOURCE_ALONE` that of a source's rate of malignant images as the score: what telling
+    the archives apart is worth.
+    """
+    first, pooled = competition_of(oof).measure, score.measure(oof, pred)
     ranked = oof.assign(**{pred: score.rank_within_folds(oof[pred], oof.fold)})
-    summary['ranked'] = {'auc': score.measure(ranked, pred).get('auc', Estimate(None))}
-    # a seed for each fold: with the same draws in all of them their mean would vary too much
-    folds = {k: score.measure_with_draws(rows, pred, int(k)) for k, rows in oof.groupby('fold')}
-    summary['folds'] = {str(k): figures for k, (figures, _) in folds.items()}
-    scored = [(figures['auc'].value, each) for figures, each in folds.values() if 'auc' in figures]
-    if scored:
-        aucs, draws = zip(*scored, strict=True)
-        mean, draws = float(np.mean(aucs)), np.mean(draws, axis=0)
-        # draws of the folds may be paired in any order where no group is in two folds; it may be in
-        # predictions of others
-        leaks = splits.find_leaks(oof.group, oof.fold)
-        interval = score.auc_estimate(mean, draws, oof.target, oof.group)
-        summary['fold_mean'] = Estimate(mean) if leaks else interval
-    if len(scored) > 1:
-        summary['fold_sd'] = float(np.std(aucs, ddof=1))
+    folds = {k: score.measure(rows, pred).loc[['auc']] for k, rows in oof.groupby('fold')}
+    aucs = [of_fold.value.auc for of_fold in folds.values() if of_fold.notna().value.auc]
+
+    def single(label: str, value: float) -> pd.DataFrame:
+        row = pooled.loc[['auc']].assign(value=value, low=np.nan, high=np.nan)
+        return _label(row, 'main', label)
+
+    rest = [name for name in MEASURES if name not in ('auc', first)]
+    rows = [_label(pooled.loc[[first]], 'main')] if first != 'auc' else []
+    rows += [_label(pooled.loc[['auc']], 'main', POOLED)]
+    rows += [_label(score.measure(ranked, pred).loc[['auc']], 'main', RANKED)]
+    if len(aucs) > 1:
+        rows += [single(f'  mean over {len(aucs)} folds', np.mean(aucs))]
+        rows += [single('  standard deviation over folds', np.std(aucs, ddof=1))]
     if oof.source.nunique() > 1:
-        by_source = oof.groupby('source')
-        summary['sources'] = {source: score.measure(rows, pred) for source, rows in by_source}
-        summary['source_alone'] = score.auc(oof.target, by_source.target.transform('mean'))
-    return summary
+        for source, of_source in oof.groupby('source'):
+            measured = score.measure(of_source, pred).loc[['auc']]
+            rows += [_label(measured, 'main', f'  within {source}')]
+        rates = oof.groupby('source').target.transform('mean')
+        rows += [single(SOURCE_ALONE, score.auc(oof.target, rates))]
+    rows += [_label(pooled.loc[rest], 'main')]
+    rows += [_label(of_fold, 'fold', f'fold {k}') for k, of_fold in folds.items()]
+    for name, of_group in _subgroups(oof) if subgroups else ():
+        measured = score.measure(of_group, pred, least=MIN_CLASS).loc[OF_SUBGROUPS]
+        rows += [_label(measured, 'subgroup', name)]
+    return pd.concat(rows, ignore_index=True)[COLUMNS]
+
+
+def _label(rows: pd.DataFrame, kind: str, label: str | None = None) -> pd.DataFrame:
+    """Rows of `score.measure` with kind, label (by default the measure's own) and measure."""
+    labels = rows.index.map(MEASURES) if label is None else label
+    return rows.assign(kind=kind, label=labels, measure=rows.index)
+
+
+def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each sex, age band, site and source, with names like 'sex: male'."""
+    kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'source'])
+    kinds = kinds.set_axis(['sex', 'age', 'site', 'source'], axis=1)
+    kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
+    if oof.source.nunique() < 2:
+        del kinds['source']
+    subgroups = []
+    for kind, values in kinds.dropna(axis=1, how='all').items():
+        values = values.fillna('not known')
+        values = values.where(values.isin(values.value_counts().index[:MAX_SUBGROUPS]), 'others')
+        of_kind = sorted(oof.groupby(values), key=lambda item: item[0] != 'under 30')
+        subgroups += [(f'{kind}: {value}', rows) for value, rows in of_kind]
+    return subgroups
 
 
 def resampling_unit(oof: pd.DataFrame) -> str:
@@ -79,89 +127,51 @@ def resampling_unit(oof: pd.DataFrame) -> str:
     return f'{n:,} patients or lesions'
 
 
-def measure_subgroups(oof: pd.DataFrame, pred: str = 'pred') -> dict[str, dict[str, Any]]:
-    """`score.measure` of each sex, age band, site and source; of a small one only the counts."""
-    kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'source'])
-    kinds = kinds.set_axis(['sex', 'age', 'site', 'source'], axis=1)
-    kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
-    if oof.source.nunique() < 2:
-        del kinds['source']
-    subgroups = {}
-    for kind, values in kinds.dropna(axis=1, how='all').items():
-        values = values.fillna('not known')
-        values = values.where(values.isin(values.value_counts().index[:MAX_SUBGROUPS]), 'others')
-        in_order = sorted(oof.groupby(values), key=lambda item: item[0] != 'under 30')
-        subgroups[kind] = {value: _measure_subgroup(rows, pred) for value, rows in in_order}
-    return subgroups
+def pooled_auc(rows: pd.DataFrame) -> pd.Series:
+    """The row of the pooled AUC in the rows of `summarize`."""
+    return rows[rows.label == POOLED].iloc[0]
 
 
-def _measure_subgroup(rows: pd.DataFrame, pred: str) -> dict[str, Any]:
-    n, melanomas = len(rows), int(rows.target.sum())
-    if min(melanomas, n - melanomas) >= MIN_CLASS:
-        return score.measure(rows, pred)
-    note = f'fewer than {MIN_CLASS} of a class'
-    return {'images': n, 'melanomas': melanomas, 'note': note}
+def format_rows(rows: pd.DataFrame) -> list[str]:
+    """The figures of rows, each with its interval, as text."""
+    figures = rows[['value', 'low', 'high']].itertuples(index=False, name=None)
+    return [score.format_estimate(*figure) for figure in figures]
 
 
-def tabulate(summaries: Mapping[str, dict[str, Any]]) -> pd.DataFrame:
-    """A table of text: one row per figure, one column for each of `summaries`, and the counts."""
-    table = pd.DataFrame({name: _column(summary) for name, summary in summaries.items()})
-    summary = next(iter(summaries.values()))
-    positives = COMPETITIONS[summary['competition']].positives
-    for count, word in (('images', 'images'), ('melanomas', positives)):
-        counted = _counted(summary).items()
-        table[word] = pd.Series({label: str(rows[count]) for label, rows in counted})
+def tabulate(summaries: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A table of text: a line for each main row, a column for each of `summaries`, the counts."""
+    main = {name: rows[rows.kind == 'main'] for name, rows in summaries.items()}
+    columns = {name: pd.Series(format_rows(rows), rows.label) for name, rows in main.items()}
+    first = next(iter(main.values()))
+    table, counts = pd.DataFrame(columns, list(first.label)), counted(first).set_index('label')
+    for column in ('images', 'malignant'):
+        table[column] = counts[column].map(str)
     return table.fillna('')
 
 
-def _counted(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The figures of all images and of each source, by the labels of their rows."""
-    sources = summary.get('sources', {}).items()
-    return {'AUC, pooled': summary['pooled']} | {f'  within {name}': rows for name, rows in sources}
+def tabulate_subgroups(rows: pd.DataFrame) -> pd.DataFrame:
+    """The subgroups as text, a line for each; of a small one only the counts."""
+    rows = rows[rows.kind == 'subgroup']
+    counts = rows.groupby('label', sort=False)[['images', 'malignant']].first()
+    rows = rows.assign(text=format_rows(rows), column=rows.measure.map(MEASURES))
+    rows['text'] = rows.text.where(rows.value.notna(), rows.note.where(rows.measure == 'auc', ''))
+    figures = rows.pivot(index='label', columns='column', values='text')
+    columns = [MEASURES[name] for name in OF_SUBGROUPS]
+    return counts.map('{:,}'.format).join(figures.reindex(columns=columns))
 
 
-def format_summaries(summaries: Mapping[str, dict[str, Any]]) -> str:
+def counted(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of all images and of each source, whose counts and notes are shown."""
+    is_source = rows.label.str.startswith('  within ')
+    return rows[(rows.kind == 'main') & ((rows.label == POOLED) | is_source)]
+
+
+def format_summaries(summaries: Mapping[str, pd.DataFrame]) -> str:
     """The table of `tabulate` as printed, and below it the reasons for missing figures."""
-    lines, summary = [format_table(tabulate(summaries))], next(iter(summaries.values()))
-    counted = _counted(summary).items()
-    lines += [f'{label.strip()}: {rows["note"]}' for label, rows in counted if 'note' in rows]
-    positives = COMPETITIONS[summary['competition']].positives
-    return '\n'.join(lines + [few_note(positives)] * (summary['pooled']['melanomas'] < FEW))
-
-
-def few_note(positives: str) -> str:
-    """A sentence on intervals where there are few `positives`."""
-    return (
-        f'below {FEW} {positives} the intervals of measures other than the AUC are approximate: '
-        'they are often too narrow'
-    )
-
-
-def _column(summary: dict[str, Any]) -> dict[str, str]:
-    """The printed figures of one summary, by the labels of their rows."""
-    pooled, nothing = dict(summary['pooled']), Estimate(None)
-    first = COMPETITIONS[summary['competition']].measure
-    column = {MEASURES[first]: pooled.pop(first)} if first != 'auc' and first in pooled else {}
-    column['AUC, pooled'] = pooled.pop('auc', nothing)
-    column['  ranked in each fold'] = summary['ranked']['auc']
-    if 'fold_mean' in summary:
-        n = sum('auc' in figures for figures in summary['folds'].values())
-        column[f'  mean over {n} folds'] = summary['fold_mean']
-    if 'fold_sd' in summary:
-        column['  standard deviation over folds'] = f'{summary["fold_sd"]:.4f}'
-    for source, figures in summary.get('sources', {}).items():
-        column[f'  within {source}'] = figures.get('auc', nothing)
-    if 'source_alone' in summary:
-        alone = summary['source_alone']  # NaN where there is one class only
-        column['  the source alone, no pixel seen'] = '-' if np.isnan(alone) else f'{alone:.4f}'
-    column |= {label: pooled[name] for name, label in MEASURES.items() if name in pooled}
-    return {label: str(figure) for label, figure in column.items()}
-
-
-def shorten(name: str) -> str:
-    """A run's name on one line, cut in the middle to 27 characters."""
-    name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
-    return name if len(name) <= 28 else f'{name[:13]}…{name[-13:]}'
+    rows = counted(next(iter(summaries.values())))
+    lines = [format_table(tabulate(summaries))]
+    lines += [f'{row.label.strip()}: {row.note}' for row in rows.itertuples() if row.note]
+    return '\n'.join(lines + ([FEW_NOTE] if pooled_auc(rows).malignant < FEW else []))
 
 
 def format_table(table: pd.DataFrame) -> str:
@@ -169,3 +179,9 @@ def format_table(table: pd.DataFrame) -> str:
     with pd.option_context('display.unicode.east_asian_width', True):
         lines = table.fillna('').to_string().split('\n')
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def shorten(name: str) -> str:
+    """A run's name on one line, cut in the middle to 27 characters."""
+    name = ''.join(c if c.isprintable() else '\ufffd' for c in name)
+    return name if len(name) <= 28 else f'{name[:13]}…{name[-13:]}'

@@ -3,27 +3,19 @@
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import oof
 from sklearn.metrics import roc_auc_score
 
-from lib import score, shortcuts, splits
+from lib import shortcuts, splits, summary
 
 
-def table(n=1200, seed=0) -> pd.DataFrame:
-    rng = np.random.default_rng(seed)
-    patient = rng.integers(n // 4, size=n)
-    target = (rng.random(n) < 0.1).astype(int)
-    return pd.DataFrame(
-        {
-            'patient_id': [f'p{p}' for p in patient],
-            'group': [f'p{p}' for p in patient],
-            'fold': patient % 5,
-            'target': target,
-            'source': 'competition',
-            'sex': rng.choice(['male', 'female', None], size=n),
-            'age_approx': rng.choice([30.0, 50.0, np.nan], size=n),
-            'width': np.where(target & (rng.random(n) < 0.7), 6000, 640),
-            'height': 480,
-        }
+def table() -> pd.DataFrame:
+    rows, rng = oof(1200, 300, rate=0.1).drop(columns='pred'), np.random.default_rng(0)
+    return rows.assign(
+        sex=rng.choice(['male', 'female', None], size=1200),
+        age_approx=rng.choice([30.0, 50.0, np.nan], size=1200),
+        width=np.where(rows.target & (rng.random(1200) < 0.7), 6000, 640),
+        height=480,
     )
 
 
@@ -46,14 +38,33 @@ def test_a_row_is_scored_without_its_own_fold():
     assert (pred[~in_fold] != other[~in_fold]).any()
 
 
+def test_the_floor_is_measured_as_a_blend_is_and_said_in_a_sentence(monkeypatch):
+    monkeypatch.setattr('lib.score.N_DRAWS', 50)
+    rows = table().assign(source=lambda t: np.where(t.index % 3, 'a', 'b'))
+    pred, seen = shortcuts.predict(rows)
+    floor, sentence = shortcuts.measure(rows)
+    expected = summary.summarize(rows.assign(pred=pred), subgroups=False)
+    pd.testing.assert_frame_equal(floor, expected)
+    for of, label in ((rows, 'floor, AUC'), (rows[rows.source == 'a'], 'within a')):
+        assert f'{label} {roc_auc_score(of.target, pred[of.index]):.4f} [' in sentence
+    assert ', '.join(seen) in sentence
+
+
 def test_a_table_that_knows_nothing_is_no_crash():
     rows = table()[['target', 'fold', 'source']].assign(group=range(1200))
     pred, seen = shortcuts.predict(rows)
     assert seen == [] and np.ptp(pred) == 0
-    floor = {'pooled': score.measure(rows.assign(pred=pred), 'pred'), 'seen': seen}
-    assert '0.5000' in shortcuts.describe(floor) and 'nothing' in shortcuts.describe(floor)
-    nothing = {'pooled': {'note': 'one class only'}, 'seen': seen}
-    assert 'one class only' in shortcuts.describe(nothing)
+    _, sentence = shortcuts.measure(rows)
+    assert sentence == 'there is no shortcut floor: no metadata varies'
+    assert 'one class only' in shortcuts.measure(table().assign(target=0))[1]
+
+
+def test_of_many_categories_the_most_common_are_seen():
+    sites = np.minimum(np.arange(1200) // 3, 300)  # 300 of three images, and one of 300
+    rows = table().assign(anatom_site=[f's{site}' for site in sites])
+    site = shortcuts.features(rows).site
+    assert site.nunique() == shortcuts.MAX_CATEGORIES and (site == 's300').sum() == 300
+    assert 'site' in shortcuts.predict(rows)[1]  # more than 255 would be refused by scikit-learn
 
 
 def test_the_floor_of_the_competition_is_what_others_found(shared):
