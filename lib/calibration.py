@@ -1,8 +1,8 @@
-"""Probabilities from predictions: how they are calibrated, how good they are, and thresholds."""
+"""Probabilities from predictions: how they are calibrated, and how good they are."""
 
-from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -11,12 +11,99 @@ from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
 from lib.cli import Stop
-from lib.prior import class_weights, evaluation_rows, fit_odds, melanoma_rate, to_prior
+from lib.summary import MIN_CLASS
+from lib.tables import competition_of
+from lib.thresholds import Curve, count_at_thresholds
 
-SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 N_BINS = 10
 TINY = 1e-7  # keeps probabilities off 0 and 1, which have no finite logit
-Curve = Callable[[np.ndarray], np.ndarray]  # from pred to prob, (n,) both
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probabilities, how they came about, and how good they are on the rows that are judged.
+
+    The tables are empty where those rows have one class, one prediction or one fold only.
+    """
+
+    prob: np.ndarray  # (n,) of the out-of-fold rows
+    curve: Curve  # for other images, as those of the test
+    sentence: str  # how prob was computed, and on which images it is judged; or why there is none
+    prior: float = np.nan  # the rate of malignant images that prob is for
+    odds: float | None = None  # from which `to_prior` moves pred; None by Platt
+    quality: pd.DataFrame = field(default_factory=pd.DataFrame)  # of pred, before, and prob, after
+    bins: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, by the same names
+    thresholds: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What scores.json holds of it."""
+        return {k: v for k, v in vars(self).items() if k not in ('prob', 'curve')}
+
+
+def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
+    """Which rows of `oof` (target, source) probabilities are for and judged on: (n,) bool, a name.
+
+    They are the competition's own, as the test images are; all, where it has fewer than 20
+    malignant or benign images.
+    """
+    competition = competition_of(oof)
+    own = (oof.source == competition.source).to_numpy()
+    malignant = int(oof.target[own].sum())
+    if oof.source.nunique() > 1 and min(malignant, own.sum() - malignant) >= MIN_CLASS:
+        counts = f'the {own.sum()} images of {competition.source}, {malignant}'
+    else:
+        own = np.full(len(oof), True)
+        counts = f'all {len(oof)} images, {int(oof.target.sum())}'
+    return own, f'{counts} malignant'
+
+
+def malignant_rate(oof: pd.DataFrame, prior: float | None = None) -> float:
+    """`prior` if it is given, else the rate of malignant images in the competition's own source, or
+    without it in all rows. Raises: Stop where it is 0 or 1, which no probability can be moved to.
+    """
+    if prior is not None:
+        return prior
+    competition = competition_of(oof)
+    own = oof.target[oof.source == competition.source]
+    rate = float((own if len(own) else oof.target).mean())
+    if not 0 < rate < 1:
+        raise Stop(f'the rate of malignant images is {rate:.0f}; say another with --prior, as .018')
+    return rate
+
+
+def class_weights(target: np.ndarray, prior: float) -> np.ndarray:
+    """A weight for each image, (n,): malignant ones become `prior` of all; ones for one class."""
+    rate = np.mean(target)
+    if rate in (0, 1):
+        return np.ones(len(target))
+    return np.where(target == 1, prior / rate, (1 - prior) / (1 - rate))
+
+
+def to_prior(pred: np.ndarray, prior: float, odds: float) -> np.ndarray:
+    """`pred` (n,) of a model trained at `odds`, moved to a rate `prior` by a constant on the logit.
+
+    Source: https://doi.org/10.1162/089976602753284446
+    """
+    factor = prior / (1 - prior) / odds
+    return pred * factor / (pred * factor + (1 - pred))
+
+
+def fit_odds(pred: np.ndarray, prior: float, weight: np.ndarray) -> float:
+    """The odds at which a model was trained, as the level of its out-of-fold `pred` (n,) shows.
+
+    From these odds `to_prior` moves `pred` to a weighted mean of `prior`. They need nobody's word
+    on how a model was trained, so they hold for blends and for the predictions of others too, and
+    where sources are mixed: a model recognises the source, so that the competition's own images
+    stand at other odds than an epoch as a whole. Raises: Stop where all predictions are 0 or 1.
+    """
+
+    def excess(log_odds: float) -> float:
+        return np.average(to_prior(pred, prior, np.exp(log_odds)), weights=weight) - prior
+
+    if excess(-50) * excess(50) >= 0:
+        raise Stop('the predictions are all 0 or all 1, so they cannot be moved to a rate')
+    return float(np.exp(brentq(excess, -50, 50)))
 
 
 def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve:
@@ -24,6 +111,8 @@ def fit_platt(pred: np.ndarray, target: np.ndarray, weight: np.ndarray) -> Curve
 
     Source: Platt 1999, Probabilistic outputs for support vector machines.
     """
+    if len(np.unique(target)) < 2:
+        raise Stop('--calibrate platt needs targets of 0 and of 1 in every fold')
     slope, intercept = _fit_logistic(logit(np.clip(pred, TINY, 1 - TINY)), target, weight)
     if slope <= 0:
         raise Stop('targets of 1 have lower predictions than of 0; leave --calibrate out')
@@ -38,55 +127,25 @@ def _fit_logistic(x: np.ndarray, target: np.ndarray, weight: np.ndarray) -> tupl
     return float(curve.coef_[0, 0]), float(curve.intercept_[0])
 
 
-def fit_platt_across_folds(
-    pred: np.ndarray,
-    oof: pd.DataFrame,
-    own: np.ndarray,
-    prior: float,
-    pred_without: Callable[[int], np.ndarray] | None = None,
-) -> tuple[np.ndarray, Curve]:
-    """Out-of-fold probabilities (n,) for the rows of `oof` (target, fold), and the final curve.
+def measure_quality(
+    target: np.ndarray, prob: np.ndarray, weight: np.ndarray
+) -> dict[str, float | None]:
+    """How well calibrated (n,) probabilities are.
 
-    Each fold's probabilities come from a curve that is fitted to the other folds; the final curve
-    is fitted to all. Only rows of `own`, (n,) bool, are fitted to. `pred_without(k)` is `pred` (n,)
-    as it would be without the targets of fold k; None where `pred` was not fitted to targets.
-    Raises: Stop where a class is missing.
+    `brier` is the mean squared difference from the target, `ece` the expected calibration error
+    over bins of as many images each. Below a `slope` of 1 the probabilities are too extreme, below
+    an `intercept` of 0 too high; both are None where there is one class or one value.
     """
-    target, fold = oof.target.to_numpy(), oof.fold.to_numpy()
-
-    def fit(pred: np.ndarray, rows: np.ndarray) -> Curve:
-        if len(np.unique(target[rows])) < 2:
-            raise Stop('--calibrate platt needs targets of 0 and of 1 in every fold')
-        return fit_platt(pred[rows], target[rows], class_weights(target[rows], prior))
-
-    prob = np.empty(len(pred))
-    for k in np.unique(fold):
-        others = pred if pred_without is None else pred_without(k)
-        prob[fold == k] = fit(others, own & (fold != k))(pred[fold == k])
-    return prob, fit(pred, own)
-
-
-class Quality(NamedTuple):
-    """How well calibrated probabilities are; the best values are 0, 0, 1 and 0."""
-
-    brier: float  # mean squared difference from the target
-    ece: float  # expected calibration error, over bins of as many images each
-    slope: float | None  # calibration slope; below 1 the probabilities are too extreme
-    intercept: float | None  # to be added to the logit; below 0 the probabilities are too high
-
-
-def measure_quality(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> Quality:
-    """The Quality of (n,) probabilities; without a slope where there is one class or one value."""
     brier = float(np.average((prob - target) ** 2, weights=weight))
     bins = reliability(target, prob, weight)
     ece = float(np.average((bins.predicted - bins.observed).abs(), weights=bins.weight))
     x = logit(np.clip(prob, TINY, 1 - TINY))
     if len(np.unique(target)) < 2 or np.ptp(x) == 0:
-        return Quality(brier, ece, None, None)
+        return {'brier': brier, 'ece': ece, 'slope': None, 'intercept': None}
     slope, _ = _fit_logistic(x, target, weight)
     rate = np.average(target, weights=weight)
     intercept = brentq(lambda a: np.average(expit(x + a), weights=weight) - rate, -50, 50)
-    return Quality(brier, ece, slope, float(intercept))
+    return {'brier': brier, 'ece': ece, 'slope': slope, 'intercept': float(intercept)}
 
 
 def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.DataFrame:
@@ -100,114 +159,77 @@ def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.
     return table.assign(**means)
 
 
-def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float:
-    """The highest `pred` that at least `sensitivity` of the melanomas reach; there must be one."""
-    melanomas = np.sort(pred[target == 1])[::-1]
-    return float(melanomas[int(np.ceil(sensitivity * len(melanomas) - 1e-9)) - 1])
+def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False) -> Calibration:
+    """The probabilities of a run's or a blend's `oof` (target, source, fold, pred).
 
-
-def thresholds(
-    target: np.ndarray, pred: np.ndarray, curve: Curve, prior: float
-) -> list[dict[str, float]]:
-    """A decision threshold for each of SENSITIVITIES, and its cost at a rate of melanomas `prior`.
-
-    A row has the sensitivity that is `wanted` and reached, the threshold in `pred` and in `prob`,
-    and how many of 1,000 lesions are true positives, false negatives and false positives.
+    `pred` is moved to the rate `prior` (None: that of the competition's own images) by a constant
+    on the logit, or goes through a `platt` curve, then each fold by a curve of the other folds.
+    The quality of both is that of curves of the other folds. Where there can be no probabilities,
+    as with one class only, the sentence says why.
     """
-    rows = []
-    for wanted in SENSITIVITIES:
-        at = threshold(target, pred, wanted)
-        sensitivity = float(np.mean(pred[target == 1] >= at))
-        specificity = float(np.mean(pred[target == 0] < at))
-        row = {'wanted': wanted, 'sensitivity': sensitivity, 'specificity': specificity}
-        row |= {'pred': at, 'prob': float(curve(np.array([at]))[0])}
-        row['true_positives'] = 1000 * prior * sensitivity
-        row['false_negatives'] = 1000 * prior * (1 - sensitivity)
-        row['false_positives'] = 1000 * (1 - prior) * (1 - specificity)
-        rows.append(row)
-    return rows
+    pred, target, fold = (oof[name].to_numpy() for name in ('pred', 'target', 'fold'))
 
+    def fit(rows: np.ndarray, rate: float) -> Curve:
+        weight = class_weights(target[rows], rate)
+        if platt:
+            return fit_platt(pred[rows], target[rows], weight)
+        return partial(to_prior, prior=rate, odds=fit_odds(pred[rows], rate, weight))
 
-def add_prob(
-    oof: pd.DataFrame,
-    test: pd.DataFrame | None,
-    blend: dict[str, Any],
-    pred_without: Callable[[int], np.ndarray] | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any]]:
-    """Add a column `prob` to `oof` (target, source, fold, pred) and `test` (pred).
-
-    `blend` holds `odds`, at which the models were trained, or None and the reason in `no_odds`;
-    `of_ranks`; `calibrate`, which is 'platt', or None to move `pred` to the rate `prior`; and
-    `prior`, or None for the rate of the competition's own images. `pred_without` is as in
-    `fit_platt_across_folds`.
-
-    Returns: the two tables, and facts about `prob`: the `prior`, the `population` it is judged on,
-    its Quality `before` and `after`, the bins of the reliability diagram, and the thresholds; or
-    only a `note` that says why there are no probabilities.
-    """
     try:
-        prob, curve, facts = _calibrate(oof, blend, pred_without)
-    except Stop as why:  # such as one class only; the submission is written all the same
-        return oof, test, {'note': str(why)}
-    if test is not None:
-        test = test.assign(prob=curve(test.pred.to_numpy()))
-    return oof.assign(prob=prob), test, facts
-
-
-def _calibrate(
-    oof: pd.DataFrame,
-    blend: dict[str, Any],
-    pred_without: Callable[[int], np.ndarray] | None,
-) -> tuple[np.ndarray, Curve, dict[str, Any]]:
-    pred, target = oof.pred.to_numpy(), oof.target.to_numpy()
-    if blend['of_ranks'] and oof.source.nunique() > 1:
-        raise Stop(
-            'out-of-fold predictions were ranked over all sources and test predictions among '
-            'themselves, so no curve fits both; --how mean gives probabilities'
-        )
-    own, population = evaluation_rows(oof)
-    odds, calibrate, prior = (blend[key] for key in ('odds', 'calibrate', 'prior'))
-    prior = melanoma_rate(oof, prior)
-    weight = class_weights(target[own], prior)  # ones, where these rows have that rate
+        prior, (own, population) = malignant_rate(oof, prior), evaluation_rows(oof)
+        weight = class_weights(target[own], prior)  # ones, where these rows have that rate
+        curve, across = fit(own, prior), np.full(len(pred), np.nan)
+        for k in np.unique(fold):
+            if (others := own & (fold != k)).any():
+                rate = target[others].mean() if np.allclose(weight, 1) else prior  # their own rate
+                rate = rate if 0 < rate < 1 else prior
+                across[fold == k] = fit(others, rate)(pred[fold == k])
+        if platt and np.isnan(across).any():
+            raise Stop('--calibrate platt needs images to judge in two folds')
+    except Stop as why:
+        return no_probabilities(oof, str(why))
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'
-    facts = {'prior': prior, 'population': population, 'odds': odds, 'calibrate': calibrate}
-    if odds is None:
-        facts['no_odds'] = blend['no_odds']
-    if calibrate is not None:
-        prob, curve = fit_platt_across_folds(pred, oof, own, prior, pred_without)
-    else:
-        trained_at = fit_odds(pred[own], prior, weight) if odds is None else odds
-        curve = partial(to_prior, prior=prior, odds=trained_at)
-        prob = curve(pred)
-    if len(np.unique(target[own])) > 1:
-        for name, values in (('before', pred[own]), ('after', prob[own])):
-            facts[name] = measure_quality(target[own], values, weight)._asdict()
-            facts[f'bins_{name}'] = reliability(target[own], values, weight).to_dict('records')
-        facts['thresholds'] = thresholds(target[own], pred[own], curve, prior)
-    return prob, curve, facts
+    method = f'pred moved, by one constant on its logit, to a mean of {prior:.4g}'
+    if platt:
+        method = 'fitted by a logistic curve; test images get the curve of all folds together'
+    method += f'; judged on {population}'
+    prob, odds = (across, None) if platt else (curve(pred), curve.keywords['odds'])
+    fitted = Calibration(prob, curve, method, prior, odds)
+    if len(np.unique(target[own])) < 2 or np.ptp(pred[own]) == 0 or np.isnan(across).any():
+        return fitted
+    method += ', each fold by a curve of the others'
+    judged = {'before': pred[own], 'after': across[own]}
+    quality = {name: measure_quality(target[own], p, weight) for name, p in judged.items()}
+    bins = {name: reliability(target[own], p, weight) for name, p in judged.items()}
+    quality, slope = pd.DataFrame(quality, dtype=float).T, quality['after']['slope']
+    if slope is not None and not 0.2 <= slope <= 5:
+        method += f'. The slope of {slope:.2g} is far from 1: no constant makes such predictions '
+        method += 'probabilities'
+    return replace(
+        fitted,
+        sentence=method,
+        quality=quality,
+        bins=pd.concat(bins, names=['name']).reset_index('name'),
+        thresholds=count_at_thresholds(target[own], pred[own], curve, prior),
+    )
 
 
-def describe(facts: dict[str, Any]) -> str:
-    """A sentence that says how `prob` was computed, and on which images it is judged."""
-    if 'note' in facts:
-        return f'no prob: {facts["note"]}'
-    rate = f'the rate {facts["prior"]:.4g}'
-    if facts['calibrate']:
-        method = f'fitted by {facts["calibrate"]} across folds; the curve comes from the models of '
-        method += 'single folds and is applied to the mean of all'
-    elif facts['odds'] is None:
-        method = f'pred moved so that its mean is {rate}, since {facts["no_odds"]}'
-    else:
-        method = f'pred moved from odds of {facts["odds"]:.3g} to {rate}'
-    return f'probabilities: {method}; judged on {facts["population"]}'
+def no_probabilities(oof: pd.DataFrame, why: str) -> Calibration:
+    """A Calibration of NaN, for predictions that are no probabilities."""
+    nothing = partial(np.full_like, fill_value=np.nan, dtype=float)
+    return Calibration(nothing(oof.pred.to_numpy()), nothing, f'there are none, since {why}')
 
 
-def format_quality(facts: dict[str, Any]) -> str:
-    """The sentence of `describe`, and a table of the Quality before and after."""
-    if 'before' not in facts:
-        return describe(facts)
-    table = pd.DataFrame({name: facts[name] for name in ('before', 'after')}, dtype=float).T
-    table = table.rename(columns={'brier': 'Brier', 'ece': 'ECE'})
-    table = table.to_string(float_format='{:.4f}'.format, na_rep='-')
-    return f'{describe(facts)}\n{table}'
+def format_quality(fitted: Calibration) -> str:
+    """The sentence as printed, and the table of `tabulate_quality`."""
+    table = '' if fitted.quality.empty else f'\n{tabulate_quality(fitted).to_string()}'
+    return f'probabilities: {fitted.sentence}{table}'
+
+
+def tabulate_quality(fitted: Calibration) -> pd.DataFrame:
+    """How good pred (before) and prob (after) are as probabilities, as text."""
+    columns = {'brier': 'Brier score', 'ece': 'expected calibration error'}
+    columns |= {'slope': 'calibration slope', 'intercept': 'calibration intercept'}
+    digits = '{:.4f}'.format
+    return fitted.quality.map(lambda x: '-' if np.isnan(x) else digits(x)).rename(columns=columns)

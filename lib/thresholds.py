@@ -1,0 +1,52 @@
+"""Decision thresholds: the predictions that reach a sensitivity, and what that costs."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+
+SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
+SHARES = ['sensitivity', 'specificity']
+COUNTS = ['true_positives', 'false_negatives', 'false_positives']  # of 1,000 lesions
+OPTIMISTIC = (
+    'the thresholds are chosen and counted on the same out-of-fold predictions, which is '
+    'optimistic below 100 malignant images'
+)
+Curve = Callable[[np.ndarray], np.ndarray]  # from pred to prob, (n,) both
+
+
+def threshold(target: np.ndarray, pred: np.ndarray, sensitivity: float) -> float:
+    """The highest `pred` that at least `sensitivity` of the malignant images reach."""
+    malignant = np.sort(pred[target == 1])[::-1]
+    return float(malignant[int(np.ceil(sensitivity * len(malignant) - 1e-9)) - 1])
+
+
+def count_at_thresholds(
+    target: np.ndarray, pred: np.ndarray, curve: Curve, prior: float
+) -> pd.DataFrame:
+    """A decision threshold for each of SENSITIVITIES, and its cost at the rate `prior`.
+
+    A row has the sensitivity that is `wanted` and reached, the threshold in `pred` and in `prob`,
+    and how many of 1,000 lesions are true positives, false negatives and false positives.
+    """
+    at = np.array([threshold(target, pred, wanted) for wanted in SENSITIVITIES])
+    sensitivity = (pred[target == 1] >= at[:, None]).mean(axis=1)
+    specificity = (pred[target == 0] < at[:, None]).mean(axis=1)
+    return pd.DataFrame({
+        'wanted': SENSITIVITIES, 'sensitivity': sensitivity, 'specificity': specificity,
+        'pred': at, 'prob': curve(at),
+        'true_positives': 1000 * prior * sensitivity,
+        'false_negatives': 1000 * prior * (1 - sensitivity),
+        'false_positives': 1000 * (1 - prior) * (1 - specificity),
+    })  # fmt: skip
+
+
+def tabulate_thresholds(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of `count_at_thresholds` as text, a line for each sensitivity that is wanted."""
+    table = {name: (100 * rows[name]).map('{:.1f} %'.format) for name in SHARES}
+    table |= {name: rows[name].map('{:.0f}'.format) for name in COUNTS}
+    table = pd.DataFrame(table).rename(columns=lambda name: name.replace('_', ' '))
+    for name in ('pred', 'prob'):
+        table[f'{name} from'] = rows[name].map('{:.4g}'.format)
+    table = table.rename(columns={'sensitivity': 'reached'})
+    return table.set_index(pd.Index((100 * rows.wanted).map('sensitivity {:.0f} % wanted'.format)))
