@@ -4,9 +4,10 @@ Every blend is a weighted sum over the runs, of their predictions, their ranks o
 ways differ only in that scale and in the weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
@@ -53,6 +54,12 @@ def fit(
     target, fold = oofs.rows.target.to_numpy(), oofs.rows.fold.to_numpy()
     if how not in FITTED:
         return weights, dict.fromkeys(np.unique(fold), weights)
+    n_runs, n_malignant = len(oofs.names), int(target.sum())
+    if how == 'greedy' and (n_runs > 10 or n_malignant < 100):
+        print(
+            f'of {n_runs} runs and {n_malignant} malignant images, the plain mean was better than '
+            'greedy in simulations with more than 10 runs or fewer than 100 malignant images'
+        )
     fit_weights = {'greedy': greedy_weights, 'stack': stack_weights}[how]
     scaled = to_scale(how, oofs.preds, oofs.folds)
     fold_weights = {}
@@ -65,31 +72,12 @@ def fit(
 
 def blend_by_fold(how: str, oofs: OofTable, fold_weights: dict[int, Sequence[float]]) -> np.ndarray:
     """The out-of-fold blend (n,), which uses each fold's weights for the rows of that fold."""
-    scaled, fold = to_scale(how, oofs.preds, oofs.folds), oofs.rows.fold.to_numpy()
+    fold = oofs.rows.fold.to_numpy()
+    scaled = to_scale(how, oofs.preds, oofs.folds)
     pred = np.empty(len(fold))
     for k, weights in fold_weights.items():
         pred[fold == k] = weigh(how, scaled[fold == k], weights)
     return pred
-
-
-def leave_folds_out(how: str, oofs: OofTable) -> Callable[[int], np.ndarray] | None:
-    """A function that blends without a fold; None where `how` fits no weights.
-
-    It takes a fold k and returns the blend (n,) of the other folds' rows as if k did not exist, and
-    NaN in the rows of k. Fitted weights carry the targets of k into the blend of the other
-    folds, so anything that is fitted to that blend and then scored on k needs this one instead.
-    The function raises Stop where there are fewer than 3 folds.
-    """
-
-    def blend_without(k: int) -> np.ndarray:
-        if oofs.rows.fold.nunique() < 3:
-            raise Stop(f'--calibrate with --how {how}, which fits weights too, needs three folds')
-        others = (oofs.rows.fold != k).to_numpy()
-        rest, pred = oofs.take(others), np.full(len(others), np.nan)
-        pred[others] = blend_by_fold(how, rest, fit(how, rest, ())[1])
-        return pred
-
-    return blend_without if how in FITTED else None
 
 
 def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
@@ -119,29 +107,55 @@ def greedy_weights(preds: np.ndarray, target: np.ndarray) -> np.ndarray:
 def stack_weights(scaled: np.ndarray, target: np.ndarray) -> np.ndarray:
     """Weights of the logits and, last, the intercept, by penalised logistic regression: (k + 1,).
 
-    The penalty makes similar runs share their weight.
+    The penalty makes similar runs share their weight. It is Newton's method, since scikit-learn's
+    default stops early.
     """
-    model = LogisticRegression(C=STACK_C, max_iter=1000).fit(scaled[:, :-1], target)
+    newton = LogisticRegression(C=STACK_C, solver='newton-cholesky', tol=1e-10, max_iter=1000)
+    model = newton.fit(scaled[:, :-1], target)
     return np.r_[model.coef_[0], model.intercept_]
 
 
 def parse_mix(text: str) -> dict[str, float]:
     """The weights in a text like 'a=.5,b=.5', by run, scaled to a sum of 1. Raises: Stop."""
-    weights: dict[str, float] = {}
-    for word in text.split(','):
-        name, equals, number = word.strip().rpartition('=')
-        try:
-            weight = float(number)
-        except ValueError:
-            weight = np.nan
-        if not (name and equals and 0 <= weight < np.inf):
-            raise Stop(f'--mix takes RUN=WEIGHT,RUN=WEIGHT with weights from 0 up, not {word!r}')
-        if name in weights:
-            raise Stop(f'--mix names {name} twice')
-        weights[name] = weight
+    try:
+        pairs = [word.strip().rsplit('=', 1) for word in text.split(',')]
+        weights = {name.strip(): float(number) for name, number in pairs}
+    except ValueError:
+        weights, pairs = {}, []
     total = sum(weights.values())
-    if not total > 0:
-        raise Stop('the weights of --mix are all 0')
-    if abs(total - 1) < 1e-9:
-        return weights  # as typed: a division could change the last bit
+    if not (len(weights) == len(pairs) and 0 < total < np.inf and min(weights.values()) >= 0):
+        raise Stop(f'--mix takes RUN=WEIGHT,RUN=WEIGHT with weights from 0 up, not {text!r}')
     return {name: weight / total for name, weight in weights.items()}
+
+
+def rank_correlations(preds: np.ndarray) -> np.ndarray:
+    """Spearman's correlation of any two columns of `preds` (n, k): (k, k); 0 for a constant."""
+    rho = pd.DataFrame(preds).corr('spearman').fillna(0).to_numpy(copy=True)
+    np.fill_diagonal(rho, 1)
+    return rho
+
+
+def compare_runs(oofs: OofTable, blended: np.ndarray, weights: Sequence[float]) -> pd.DataFrame:
+    """A row for each run: its `weight`, what `score.compare_paired` says of it and of the blend
+    (n,), and `correlation`, the mean of its rank correlations with the others.
+
+    Runs are compared with the blend and not with the best run, since a run that is chosen by its
+    AUC and then compared by it seems better than it is.
+    """
+    k = len(oofs.names)
+    preds = [*oofs.preds.T, blended]
+    rows = score.compare_paired(oofs.rows.target, preds, k, oofs.rows.group)[:k]
+    rho = rank_correlations(oofs.preds)
+    correlations = (rho.sum(axis=0) - 1) / (k - 1) if k > 1 else np.nan
+    return rows.assign(weight=weights[:k], correlation=correlations).set_index(pd.Index(oofs.names))
+
+
+def tabulate_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """A table of text, a line for each run, from `compare_runs`."""
+    table = pd.DataFrame({'weight': runs.weight.map('{:.3f}'.format)})
+    aucs = runs[['auc', 'auc_low', 'auc_high']].itertuples(index=False)
+    table['AUC'] = [score.format_estimate(*auc) for auc in aucs]
+    if len(runs) > 1:
+        table['minus blend'] = runs.apply(score.format_difference, axis=1)
+        table['rank correlation'] = runs.correlation.map('{:.4f}'.format)
+    return table

@@ -1,7 +1,7 @@
 """Files of predictions, from our runs or from others: read, checked, and put side by side."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ def read_oof(path: Path) -> pd.DataFrame:
     """
     table = _read(path, ['image_name', 'target', 'pred'])
     columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
-    table = table.assign(**{c: _to_numbers(table[c]) for c in columns})
+    table = table.assign(**{c: pd.to_numeric(table[c], errors='coerce') for c in columns})
     wrong = table[~table.target.isin([0, 1])]
     refuse(wrong, '{file}: the target of {image_name} is not 0 or 1', path)
     if 'fold' in table:
@@ -50,15 +50,10 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise Stop(f'{path} has a row without image_name')
     is_repeated = table.image_name.duplicated()
     refuse(table[is_repeated], '{file}: it holds {image_name} more than once', path)
-    table['pred'] = _to_numbers(table.pred)
+    table['pred'] = pd.to_numeric(table.pred, errors='coerce').astype(float)
     wrong = table[~np.isfinite(table.pred)]
     refuse(wrong, '{file}: the prediction for {image_name} is not a number', path)
     return table
-
-
-def _to_numbers(column: pd.Series) -> pd.Series:
-    """The text of a column as float, to the last bit; NaN where it is not a number."""
-    return pd.to_numeric(column, errors='coerce').astype(float)
 
 
 @dataclass
@@ -70,6 +65,7 @@ class OofTable:
     preds: np.ndarray  # (n, k)
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
+    leaks: list[str] = field(default_factory=list)  # sentences on runs whose folds split patients
 
     @property
     def model_folds(self) -> np.ndarray:
@@ -78,54 +74,69 @@ class OofTable:
         is_shared = (self.folds == self.folds[:, :1]).all()
         return (self.folds[:, 0] if is_shared else self.rows.fold.to_numpy()).astype(int)
 
-    def take(self, which: np.ndarray) -> 'OofTable':
-        """The images for which `which`, (n,) bool, is true."""
-        rows = self.rows[which].reset_index(drop=True)
-        return replace(self, rows=rows, preds=self.preds[which], folds=self.folds[which])
-
 
 def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | None:
-    """The out-of-fold predictions of `runs`; None where one has no oof.csv.
+    """The out-of-fold predictions of `runs`, side by side; None where one has no oof.csv.
 
-    `labelled`: the labelled rows of folds.csv, from which group, source and fold are then taken.
-    Without it they come from the first run that has them, and where no run has a group, it is the
-    patient or the image. Folds are assigned anew where no run has them, or where they split a
-    group. A run that was trained here must hold exactly these rows; the predictions of others may
-    hold fewer or more images.
-
-    Raises: Stop where the runs share no image, or differ on a target.
+    `labelled`: the labelled rows of folds.csv, or None. Raises: Stop where the runs share no image,
+    differ on a target, or where one that was trained here does not fit `labelled`.
     """
     paths = [run.folder / 'oof.csv' for run in runs]
     if not all(path.exists() for path in paths):
         return None
-    oofs, names = [read_oof(path) for path in paths], [run.name for run in runs]
+    oofs = [read_oof(path) for path in paths]
+    known = describe_images(oofs, labelled)
+    for run, path, oof in zip(runs, paths, oofs, strict=True):
+        if labelled is not None and run.has_begun:
+            _check_same_images(path, oof.index, known.index)
+            _check_equal(path, known, oof, 'fold')
+        _check_equal(path, known[known.index.isin(oof.index)], oof, 'target')
+    lined_up = line_up([run.name for run in runs], oofs, known)
+    print(*lined_up.leaks, sep='\n', end='\n' if lined_up.leaks else '')
+    return lined_up
+
+
+def describe_images(oofs: Sequence[pd.DataFrame], labelled: pd.DataFrame | None) -> pd.DataFrame:
+    """What is known of the images, by image_name: `labelled`, or where there is no folds.csv what
+    the first of the `oofs` says, and the others where it says nothing."""
     if labelled is not None:
-        known = labelled.set_index('image_name', drop=False)
-    else:
-        known = oofs[0]
-        for oof in oofs[1:]:
-            known = known.combine_first(oof).loc[known.index]
+        return labelled.set_index('image_name', drop=False)
+    known = oofs[0]
+    for oof in oofs[1:]:
+        known = known.combine_first(oof).loc[known.index]
+    return known
+
+
+def line_up(names: list[str], oofs: Sequence[pd.DataFrame], known: pd.DataFrame) -> OofTable:
+    """The rows that all `oofs` and `known` have, each with a group and a fold. Raises: Stop."""
     images = [set(table.index) for table in (known, *oofs)]
     rows = known[known.index.isin(set.intersection(*images))]
     if rows.empty:
         raise Stop(f'{", ".join(names)} have no labelled image in common')
-    for run, path, oof in zip(runs, paths, oofs, strict=True):
-        if labelled is not None and run.has_begun:
-            used = known[~known.index.isin(run.skipped)]
-            _check_same_images(path, oof.index, used.index)
-            _check_equal(path, used, oof, 'fold')
-        _check_equal(path, rows, oof, 'target')
-
     rows = _with_groups_and_folds(rows.reset_index(drop=True))
     oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs]
     preds = np.column_stack([oof.pred for oof in oofs])
+    leaks = [find_leaks(name, rows.group, oof.fold) for name, oof in zip(names, oofs, strict=True)]
     folds = np.column_stack([oof.fold.fillna(rows.fold) for oof in oofs])
     rows = rows.drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
-    return OofTable(rows, names, preds, folds, len(set.union(*images)) - len(rows))
+    n_not_shared = len(set.union(*images)) - len(rows)
+    return OofTable(rows, names, preds, folds, n_not_shared, list(filter(None, leaks)))
+
+
+def find_leaks(name: str, group: pd.Series, fold: pd.Series) -> str:
+    """A sentence where the folds of a run split groups, so that its models have seen the patients
+    that they are scored on; else ''. Rows without a fold do not count."""
+    if not (leaks := splits.find_leaks(group, fold)):
+        return ''
+    return (
+        f'warning: {len(leaks)} of {group.nunique()} patients or lesions, such as {leaks[0]}, are '
+        f'in more than one fold of {name}: its score is too good'
+    )
 
 
 def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
-    """`rows` with a group, a source and a fold each; no group is in two folds."""
+    """`rows` with a group (the patient, or the image), a source and a fold each. Folds are assigned
+    anew where they are not known, or where they split a group."""
     rows['group'] = rows.group.fillna(rows.patient_id).fillna(rows.image_name)
     rows['source'] = rows.source.fillna('unknown')
     if rows.fold.isna().any() or splits.find_leaks(rows.group, rows.fold):
@@ -157,8 +168,11 @@ def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame |
 
 
 def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
-    """Raises: Stop that lists all files with predictions outside of 0..1, unless `how` is rank."""
+    """Raises: Stop where there are no predictions, or unless `how` is rank with a list of all files
+    with some outside of 0..1."""
     preds = {}
+    if oofs is None and tests is None:
+        raise Stop('these runs share no kind of predictions; make them first: python infer.py')
     if oofs is not None:
         preds |= dict(zip([f'{name}/oof.csv' for name in oofs.names], oofs.preds.T, strict=True))
     if tests is not None:
