@@ -1,24 +1,23 @@
 """Each run as a folder that others use without this project: timm's files and a model card."""
 
-import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import timm
-from huggingface_hub import EvalResult, ModelCardData
+import torch
+from huggingface_hub import ModelCardData
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import calibration, files, locks, model, shortcuts, summary
+from lib import calibration, files, model, shortcuts, summary
 from lib.cli import Stop
 from lib.demo import PREFIX
-from lib.parts import Part, join_table, list_parts, pool, read_n_tta
-from lib.prior import run_odds
+from lib.parts import Part, join_table, list_parts, read_n_tta
 from lib.runs import WEIGHTS, Run, choose_finished
-from lib.tables import COMPETITION, ISIC2024, fingerprint, read_labelled
+from lib.tables import COMPETITION, ISIC2024, read_labelled
+from lib.thresholds import OPTIMISTIC, tabulate_thresholds
 
-TAG = 'melanoma-classification-export'  # in a card's metadata: the folder may be replaced
-EXPORTED = r'README\.md|fold\d+/(model\.safetensors|config\.json)'
 NON_COMMERCIAL = 'cc-by-nc-4.0'
 SOURCES = {  # what a source is called, its licence in the hub's words, and where it comes from
     COMPETITION: ('SIIM-ISIC 2020', NON_COMMERCIAL, 'https://doi.org/10.34970/2020-ds01'),
@@ -31,39 +30,28 @@ SOURCES = {  # what a source is called, its licence in the hub's words, and wher
 }
 
 
-def write(home: Path, runs: list[Run], out: Path, prior: float | None) -> None:
-    """Write OUT/NAME for each of `runs` that is trained in all folds, whole or not at all.
+def write_exports(home: Path, runs: list[Run], out: Path, prior: float | None) -> None:
+    """Write OUT/NAME for each of `runs` that is trained in all folds, with a card.
 
-    `prior`: the rate that the card's probabilities are for; None for the competition's own.
-    Raises: Stop where infer.py has yet to predict one of them, or OUT/NAME holds something else.
+    `prior`: the rate that the card's probabilities are for; None for the competition's own. A
+    folder has a hidden name until it is whole. Raises: Stop where infer.py has yet to predict one
+    of the runs, or where OUT/NAME exists.
     """
-    path, table = home / 'folds.csv', read_labelled(home / 'folds.csv')
-    folds = sorted(table.fold.unique().tolist())
-    runs = choose_finished(runs, folds, fingerprint(path))
-    parts = {run: list_parts(run, table, folds) for run in runs}
-    for run, of in parts.items():  # before the first is written
-        read_n_tta(of)
-        check_free(out / run.name)
-    for run, of in parts.items():
-        with locks.held(run.lock), files.atomic_folder(out / run.name) as folder:
-            for part in of:
-                save_fold(part, folder / f'fold{part.k}')
-            text = write_card(run, of, join_table(table, pool(of)['oof']), prior)
-            files.write_text(folder / 'README.md', text)
-        print(f'{out / run.name}: {len(of)} models for timm, and README.md, their card. To upload:')
+    table = read_labelled(home / 'folds.csv')
+    parts = {run: list_parts(run, table) for run in choose_finished(runs, table)}
+    for run in parts:  # before the first is written
+        read_n_tta(parts[run])
+        if (out / run.name).exists():
+            raise Stop(f'{out / run.name} exists; move it away, or choose another --export')
+    for run in parts:
+        hidden = out / f'.{run.name}.part'
+        shutil.rmtree(hidden, ignore_errors=True)  # of a killed process
+        for part in parts[run]:
+            save_fold(part, hidden / f'fold{part.k}')
+        files.write_text(hidden / 'README.md', write_card(run, parts[run], table, prior))
+        hidden.rename(out / run.name)
+        print(f'{out / run.name}: {len(parts[run])} models for timm, and their card. To upload:')
         print(shlex.join(['hf', 'upload', f'YOUR_NAME/{run.name}', str(out / run.name)]))
-
-
-def check_free(folder: Path) -> None:
-    """Raises: Stop where `folder` holds anything but an earlier export, which may be replaced."""
-    card = folder / 'README.md'
-    is_export = card.is_file() and TAG in card.read_text(errors='replace')
-    there = [folder] if folder.is_file() else [p for p in folder.rglob('*') if not p.is_dir()]
-    names = {p: p.relative_to(folder).as_posix() for p in there}
-    others = [p for p, name in names.items() if not (is_export and re.fullmatch(EXPORTED, name))]
-    if others:
-        why = f'{others[0]} is not of an earlier export, so it is left alone'
-        raise Stop(f'{why}; choose another folder for --export')
 
 
 def save_fold(part: Part, folder: Path) -> None:
@@ -74,6 +62,7 @@ def save_fold(part: Part, folder: Path) -> None:
     """
     config, size = part.run.config, part.run.config['size']
     net = model.load(config['arch'], size, part.weights)
+    net = net.to(memory_format=torch.contiguous_format)  # safetensors takes no other
     known = {k: v for k, v in net.pretrained_cfg.items() if not k.startswith('test_')}
     # into the model's own description, since only the newest timm takes a data_config
     net.pretrained_cfg = known | {'mean': config['mean'], 'std': config['std'], 'crop_pct': 1.0}
@@ -91,44 +80,47 @@ def choose_licence(sources: list[str]) -> str:
     return next((name for name in (NON_COMMERCIAL, 'unknown') if name in licences), 'mit')
 
 
-def write_card(run: Run, parts: list[Part], oof: pd.DataFrame, prior: float | None) -> str:
+def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | None) -> str:
     """The model card of a run, by lib/card.jinja, with the metadata of the Hugging Face hub.
 
-    `oof`: what parts.join_table returns. Calibration is that of the plain pass, which is what the
-    card's example computes.
+    `table`: the labelled rows of folds.csv. Calibration is that of the plain pass, which is what
+    the card's example computes.
     """
-    of_image = oof.source.mask(oof.image_name.str.startswith(PREFIX), 'demo')
-    columns = {'images': ('target', 'size'), 'melanomas': ('target', 'sum')}
-    counts = oof.groupby(of_image).agg(**columns, groups=('group', 'nunique')).to_dict('index')
+    oof = join_table(table, pd.read_csv(run.folder / 'oof.csv', dtype={'image_name': str}))
     passes = {'plain pass': 'pred_plain'}
     if n := read_n_tta(parts):
         passes[f'mean of {n} augmented passes'] = 'pred'
     scores = {label: summary.summarize(oof, column) for label, column in passes.items()}
-    floor, plain = shortcuts.measure(oof), oof.assign(pred=oof.pred_plain)
-    blend = {'odds': run_odds(run, oof.target), 'of_ranks': False, 'calibrate': None}
-    page = {'facts': calibration.add_prob(plain, None, blend | {'prior': prior})[2]}
-    page |= {'name': run.name, 'config': run.config, 'folds': [part.k for part in parts]}
-    page |= {'sources': SOURCES, 'counts': counts, 'licence': choose_licence(list(counts))}
-    page |= {'plain': scores['plain pass'], 'passes': list(passes), 'floor': floor}
-    page['table'] = summary.tabulate(scores | {'shortcut floor': floor})
-    page['metadata'] = card_metadata(run.name, page['licence'], scores).to_yaml()
-    page |= {'summary': summary, 'shortcuts': shortcuts, 'calibration': calibration}
+    plain, (floor, floor_sentence) = scores['plain pass'], shortcuts.measure(oof)
+    fitted = calibration.calibrate(oof.assign(pred=oof.pred_plain), prior)
+    sources = describe_sources(oof)
+    licence = choose_licence(list(sources.index))
+    page = {'name': run.name, 'config': run.config, 'folds': [part.k for part in parts]}
+    page |= {'sources': sources, 'licence': licence, 'passes': list(passes), 'fitted': fitted}
+    page |= {'auc': summary.format_rows(plain[plain.label == summary.POOLED])[0]}
+    page |= {'unit': summary.resampling_unit(oof), 'floor': floor_sentence}
+    page |= {'has_sources': oof.source.nunique() > 1, 'few_note': summary.FEW_NOTE}
+    page |= {'figures': summary.tabulate(scores | {'shortcut floor': floor})}
+    page |= {'subgroups': summary.tabulate_subgroups(plain), 'quality': None}
+    if not fitted.quality.empty:
+        page |= {'quality': calibration.tabulate_quality(fitted)}
+        page |= {'thresholds': tabulate_thresholds(fitted.thresholds), 'optimistic': OPTIMISTIC}
+    page['metadata'] = ModelCardData(
+        license=licence, library_name='timm', pipeline_tag='image-classification',
+        tags=['melanoma'], metrics=['roc_auc'],
+    ).to_yaml()  # fmt: skip
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **style)
     return environment.get_template('card.jinja').render(page) + '\n'
 
 
-def card_metadata(name: str, licence: str, scores: dict[str, dict]) -> ModelCardData:
-    """The card's metadata for the hub: licence, tags, and the AUC pooled and by source."""
-    task, results = 'image-classification', []
-    for label, of in scores.items():
-        for source, figures in ({'all sources': of['pooled']} | of.get('sources', {})).items():
-            if 'auc' in figures:
-                value, *interval = figures['auc']
-                dataset = f'{SOURCES.get(source, [source])[0]}, out of fold'
-                about = {'metric_name': f'AUC, {label}', 'metric_args': {'interval_95': interval}}
-                results.append(EvalResult(task, source, dataset, 'roc_auc', value, **about))
-    return ModelCardData(
-        license=licence, library_name='timm', pipeline_tag=task, model_name=name,
-        tags=['melanoma', TAG], metrics=['roc_auc'], eval_results=results or None,
-    )  # fmt: skip
+def describe_sources(oof: pd.DataFrame) -> pd.DataFrame:
+    """What the models were trained on, as text, a line for each source."""
+    of_image = oof.source.mask(oof.image_name.str.startswith(PREFIX), 'demo')
+    columns = {'images': ('target', 'size'), 'malignant': ('target', 'sum')}
+    counts = oof.groupby(of_image).agg(**columns, groups=('group', 'nunique'))
+    known = [SOURCES.get(source, (None, 'not known here', None)) for source in counts.index]
+    names = [f'[{name}]({url})' if url else name or '' for name, _, url in known]
+    table = counts.map(str).rename(columns={'groups': 'patients or lesions'})
+    table.insert(0, 'images of', names)
+    return table.assign(licence=[licence for _, licence, _ in known])

@@ -1,92 +1,129 @@
-"""The report: one HTML page about a blend, made from saved files only."""
+"""The report: one HTML page about a blend."""
 
-import base64
-import io
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
 
-from lib import calibration, comparison, figures, files, images, prior, score, shortcuts, summary
-from lib.runs import BLEND
-from lib.tables import COMPETITION, COMPETITIONS, competition_of, read_folds
+from lib import blending, calibration, figures, files, images, summary, thresholds
+from lib.calibration import Calibration
+from lib.score import MEASURES, format_estimate
+from lib.tables import competition_of, read_folds
 
 N_IMAGES = 8  # in each sheet
-SHEETS = (  # title, target, whether the threshold calls it positive
-    ('{} with the highest predictions (true positives)', 1, True),
-    ('{} with the lowest predictions (false negatives)', 1, False),
+SHEETS = (  # title, target, whether the threshold calls it malignant
+    ('Malignant images with the highest predictions (true positives)', 1, True),
+    ('Malignant images with the lowest predictions (false negatives)', 1, False),
     ('Benign images with the lowest predictions (true negatives)', 0, False),
     ('Benign images with the highest predictions (false positives)', 0, True),
 )
 
 
-def write(home: Path, with_images: bool = True) -> str:
-    """Write HOME/report/index.html from report/{scores.json,oof.csv}, folds.csv and the runs.
+@dataclass
+class Scores:
+    """What a blend's out-of-fold predictions are worth."""
 
-    `with_images` puts images of patients on the page, and the heat maps that infer.py --heat made.
-    Returns: a line that says where it lies.
+    rows: pd.DataFrame  # of summary.summarize
+    floor: pd.DataFrame  # the same of the shortcut floor
+    floor_sentence: str
+    runs: pd.DataFrame  # of blending.compare_runs
+    fitted: Calibration
+    in_sample: float | None  # the AUC of fitted weights on the rows that they were fitted to
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What scores.json holds of it."""
+        record = {'scores': self.rows, 'floor': self.floor, 'runs': self.runs.rename_axis('run')}
+        return record | {'in_sample': self.in_sample, 'probability': self.fitted.record}
+
+
+def write(
+    home: Path,
+    names: list[str],
+    blend: dict[str, Any],
+    oof: pd.DataFrame | None,
+    scores: Scores | None,
+    correlations: np.ndarray | None,
+    with_images: bool = True,
+) -> Path:
+    """Write HOME/report/index.html, and return its path.
+
+    `names`: of the k runs; `blend`: its settings. `oof` and `scores` are None where not every run
+    has out-of-fold predictions. `correlations`: (k, k), of ranks. `with_images` puts images of
+    patients on the page.
     """
     path = home / 'report' / 'index.html'
-    scores = files.read_json(path.with_name('scores.json'))
-    runs = {name: home / 'runs' / name for name in scores['blend']['runs']}
-    pictures, sheets, rho = [], [], scores.get('test_correlations')
-    heat = _read_heat(runs)
-    if 'summary' in scores:
-        oof = pd.read_csv(path.with_name('oof.csv'), dtype={'image_name': str})
-        pictures = figures.draw_predictions(oof, scores)
-        sheets = _sheets(oof, home / 'folds.csv', heat) if with_images else []
-        rho = [run['correlations'] for run in scores['runs'].values()]
-    if len(runs) > 1:
-        pictures.append(figures.draw_correlations(list(runs), np.array(rho)))
-    pictures += figures.draw_histories(runs)
-    page = {'scores': scores, 'names': list(runs), 'figures': pictures, 'sheets': sheets}
-    page |= {'heat': heat, 'configs': {name: _read_configs(run) for name, run in runs.items()}}
-    page |= {'calibration': calibration, 'comparison': comparison, 'shortcuts': shortcuts}
-    competition = COMPETITIONS[scores.get('summary', {}).get('competition', COMPETITION)]
-    page |= {'measures': score.MEASURES, 'competition': competition, 'few': summary.FEW}
-    page['few_note'] = summary.few_note(competition.positives)
-    loader = FileSystemLoader(Path(__file__).parent)
+    page = {'names': names, 'blend': blend, 'scored': scores is not None, 'sheets': []}
+    pictures = []
+    if scores is not None:
+        pictures = figures.draw_predictions(oof, scores.rows, scores.fitted.bins)
+        page |= describe_scores(oof, scores)
+        page['sheets'] = choose_images(oof, home / 'folds.csv') if with_images else []
+    if len(names) > 1:
+        pictures.append(figures.draw_correlations(names, correlations))
+    page |= {'pictures': pictures, 'configs': read_configs(home, names, blend)}
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
+    loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, **style)
-    environment.filters['estimate'] = lambda saved: str(score.Estimate(*(saved or [None])))
-    environment.filters['difference'] = lambda saved: str(score.Difference(*(saved or [None])))
     files.write_text(path, environment.get_template('report.html').render(page))
-    return f'{path}: the report'
+    return path
 
 
-def _read_configs(run: Path) -> dict[str, str]:
-    """The files in which a run says how it was trained and predicted, as text by name."""
-    names = ('config.json', BLEND, 'infer.json', 'fold0/tta_oof.json', 'fold0/run.json')
-    return {name: (run / name).read_text() for name in names if (run / name).exists()}
+def sentence(text: str) -> str:
+    """`text` with a capital letter and a full stop."""
+    return f'{text[0].upper()}{text[1:]}.'
 
 
-def _read_heat(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
-    """The heat.json of each run that has heat maps, and `paths`, the picture of each image."""
-    heat = {}
-    for name, run in runs.items():
-        if (run / 'heat' / 'heat.json').exists():
-            table = pd.read_csv(run / 'heat' / 'heat.csv', dtype=str)
-            paths = [run / 'heat' / Path(picture).name for picture in table.picture]
-            heat[name] = files.read_json(run / 'heat' / 'heat.json')
-            heat[name]['paths'] = dict(zip(table.image_name, paths, strict=True))
-    return heat
+def describe_scores(oof: pd.DataFrame, scores: Scores) -> dict[str, Any]:
+    """What the page shows of `scores`, all of it finished text and tables of text."""
+    fitted, runs = scores.fitted, blending.tabulate_runs(scores.runs)
+    page = {'headline': headline(oof, scores), 'unit': summary.resampling_unit(oof), 'runs': runs}
+    page |= {'floor': sentence(scores.floor_sentence), 'few_note': sentence(summary.FEW_NOTE)}
+    page['figures'] = summary.tabulate({'blend': scores.rows, 'shortcut floor': scores.floor})
+    page['in_sample'] = '' if scores.in_sample is None else f'{scores.in_sample:.4f}'
+    page |= {'probabilities': sentence(fitted.sentence), 'quality': None}
+    if not fitted.quality.empty:
+        page |= {'quality': calibration.tabulate_quality(fitted)}
+        page['thresholds'] = thresholds.tabulate_thresholds(fitted.thresholds)
+        page['optimistic'] = sentence(thresholds.OPTIMISTIC)
+        page['per_1000'] = f'{1000 * fitted.prior:.1f}'
+    return page | {'subgroups': summary.tabulate_subgroups(scores.rows)}
 
 
-def _sheets(oof: pd.DataFrame, folds: Path, heat: dict[str, dict]) -> list[dict[str, Any]]:
-    """The most certain right and wrong images, by the threshold at a sensitivity of 95 %,
-    each with the map of the first run that has one, as `_read_heat` returns them.
+def headline(oof: pd.DataFrame, scores: Scores) -> list[tuple[str, str, str]]:
+    """The page's first figures: what each is, its value, and a note."""
 
-    Empty where the images are not here.
-    """
+    def figure(label: str, row: pd.Series) -> tuple[str, str, str]:
+        interval = '' if np.isnan(row.low) else f'95\xa0% interval {row.low:.4f} to {row.high:.4f}'
+        value = 'none' if np.isnan(row.value) else f'{row.value:.4f}'
+        return label, value, '; '.join(filter(None, [interval, row.note]))
+
+    first, rows = competition_of(oof).measure, scores.rows
+    figures = []
+    if first != 'auc':
+        figures.append(figure(MEASURES[first], rows[rows.measure == first].iloc[0]))
+    figures.append(figure('out-of-fold AUC', summary.pooled_auc(rows)))
+    floor = summary.pooled_auc(scores.floor)
+    figures.append(figure('shortcut floor, no pixel seen', floor))
+    for row in rows[rows.label == summary.SOURCE_ALONE].itertuples():
+        value = format_estimate(row.value, np.nan, np.nan)
+        figures.append(('the source alone', value, 'what telling the archives apart is worth'))
+    malignant = f'{floor.malignant:,} malignant, {oof.group.nunique():,} patients or lesions'
+    return [*figures, ('scored on', f'{len(oof):,}', f'images, {malignant}')]
+
+
+def choose_images(oof: pd.DataFrame, folds: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """The most certain right and wrong images, by the threshold at a sensitivity of 95 %: each
+    sheet's title and its images. Empty where the images are not here."""
     if not folds.exists():
         return []
-    own = oof[prior.evaluation_rows(oof)[0]]
-    threshold = np.inf  # without a melanoma
+    own = oof[calibration.evaluation_rows(oof)[0]]
+    threshold = np.inf  # without a malignant image
     if own.target.any():
-        threshold = calibration.threshold(own.target.to_numpy(), own.pred.to_numpy(), 0.95)
+        threshold = thresholds.threshold(own.target.to_numpy(), own.pred.to_numpy(), 0.95)
     paths = read_folds(folds).set_index('image_name').path
     oof = oof.assign(path=oof.image_name.map(paths)).dropna(subset='path')
     sheets = []
@@ -95,26 +132,22 @@ def _sheets(oof: pd.DataFrame, folds: Path, heat: dict[str, dict]) -> list[dict[
         rows = rows.sort_values('pred', ascending=not called, kind='stable').head(N_IMAGES)
         cells = []
         for row in rows.itertuples():
-            name = row.image_name
-            run = next((run for run in heat if name in heat[run]['paths']), None)
             try:
-                shown = [images.square(Path(row.path), 144)]
-                if run is not None:  # the right one of two squares
-                    with Image.open(heat[run]['paths'][name]) as picture:
-                        side = picture.width // 2
-                        shown.append(picture.resize((144, 144), box=(side, 0, 2 * side, side)))
+                jpeg = figures.encode(images.square(Path(row.path), 144).save, 'JPEG')
             except Exception:  # not here, or broken, where decoders raise anything: left out
                 continue
-            encoded = [_encode(image) for image in shown]
-            cells.append({'name': name, 'pred': row.pred, 'run': run, 'images': encoded})
+            cells.append({'name': row.image_name, 'pred': f'{row.pred:.3f}', 'jpeg': jpeg})
         if cells:
-            positives = competition_of(oof).positives.capitalize()
-            sheets.append({'title': title.format(positives), 'cells': cells})
+            sheets.append((title, cells))
     return sheets
 
 
-def _encode(image: Image.Image) -> str:
-    """An image as JPEG in base64."""
-    data = io.BytesIO()
-    image.save(data, 'JPEG', quality=85)
-    return base64.b64encode(data.getvalue()).decode()
+def read_configs(home: Path, names: list[str], blend: dict[str, Any]) -> list[tuple[str, str]]:
+    """The blend's settings, and the files in which a run says how it was trained and predicted:
+    titles and texts."""
+    configs = [('This blend', '\n'.join(f'{key}: {value}' for key, value in blend.items()))]
+    for name in names:
+        for end in ('config.json', 'fold0/tta_oof.json', 'fold0/run.json'):
+            path = home / 'runs' / name / end
+            configs += [(f'{name}/{end}', path.read_text())] if path.exists() else []
+    return configs

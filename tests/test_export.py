@@ -9,12 +9,22 @@ import pandas as pd
 import pytest
 import timm
 import torch
+from conftest import CONFIG
 from huggingface_hub import ModelCard
 from PIL import Image
-from test_old_home import OLD
 
-from lib import export, files, images, model, tables
-from lib.parts import Part
+from lib import (
+    calibration,
+    export,
+    files,
+    images,
+    model,
+    shortcuts,
+    summary,
+    tables,
+    thresholds,
+)
+from lib.parts import Part, join_table
 from lib.runs import Run
 
 
@@ -46,8 +56,8 @@ def read(lines: list[str], photo, out, monkeypatch) -> tuple[float, torch.Tensor
 @pytest.mark.parametrize('arch', ['test_resnet', 'test_efficientnet', 'test_vit', 'test_byobnet'])
 def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_path):
     run, size = Run(tmp_path / 'home' / 'runs' / 'a'), 96
-    config = {'arch': arch, 'size': size, 'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}
-    files.write_json(run.folder / 'config.json', config | {'folds_sha256': ''})
+    stats = {'mean': [0.1, 0.2, 0.3], 'std': [0.4, 0.5, 0.6]}
+    files.write_json(run.folder / 'config.json', CONFIG | stats | {'arch': arch, 'size': size})
     net = model.create(arch, size).eval()
     model.save(net, run.fold(0) / 'model.safetensors')
     export.save_fold(Part(run, 0, 'oof', pd.DataFrame()), tmp_path / 'fold0')
@@ -55,7 +65,8 @@ def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_
     x = torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = loaded(x)
-        assert torch.equal(logits, net(x)) and logits.shape == (3, 1)
+        assert torch.equal(logits, net.to(memory_format=torch.contiguous_format)(x))
+    assert logits.shape == (3, 1) and logits.std() > 1e-5
     data = timm.data.resolve_model_data_config(loaded)
     assert data['input_size'] == (3, size, size) and data['interpolation'] == 'lanczos'
     assert [*data['mean'], *data['std']] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
@@ -63,19 +74,56 @@ def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_
     assert weights.stat().st_mode == weights.with_name('config.json').stat().st_mode
 
 
-def test_the_card_holds_the_figures_of_scores_json(home, out):
+def grid(out, header: str) -> pd.DataFrame:
+    """The table with this column in the card of the run `twin`."""
+    blocks = (out / 'twin' / 'README.md').read_text().split('\n\n')
+    tables = [block.strip().split('\n') for block in blocks]
+    (lines,) = [lines for lines in tables if f'| {header} |' in lines[0]]
+    names, _, *rows = [[cell.strip() for cell in line[1:-1].split('|')] for line in lines]
+    return pd.DataFrame([row[1:] for row in rows], [row[0] for row in rows], names[1:])
+
+
+@pytest.fixture
+def oof(home, monkeypatch):
+    """The rows of folds.csv with the predictions of the run `twin`."""
+    monkeypatch.setattr('lib.score.N_DRAWS', 200)  # as `script` has it
+    table = tables.read_labelled(home / 'folds.csv')
+    return join_table(table, pd.read_csv(home / 'runs' / 'twin' / 'oof.csv'))
+
+
+def test_the_card_holds_the_figures_of_scores_json_and_the_floor(home, out, oof):
     scores = files.read_json(home / 'runs' / 'twin' / 'scores.json')
+    scores['floor'] = shortcuts.measure(oof)[0].to_dict('records')
+    shown = grid(out, 'plain pass')
+    passes = ['plain pass', 'mean of 2 augmented passes', 'shortcut floor']
+    assert list(shown) == [*passes, 'images', 'malignant']
+    for column, rows in zip(passes, ('pred_plain', 'pred', 'floor'), strict=True):
+        rows = pd.DataFrame(scores[rows]).query("kind == 'main'")
+        assert shown[column].tolist() == summary.format_rows(rows)
+        assert shown.index.tolist() == rows.label.str.strip().tolist()
     card = ModelCard.load(out / 'twin' / 'README.md')
-    assert (card.data.library_name, card.data.model_name) == ('timm', 'twin')
-    results = {result.metric_name: result for result in card.data.eval_results}
-    for label, column in (('plain pass', 'pred_plain'), ('mean of 2 augmented passes', 'pred')):
-        value, *interval = scores[column]['pooled']['auc']
-        assert results[f'AUC, {label}'].metric_value == value
-        assert results[f'AUC, {label}'].metric_args == {'interval_95': interval}
-        assert '{:.4f} [{:.4f}, {:.4f}]'.format(value, *interval) in card.text
-    for sex, figures in scores['pred_plain']['subgroups']['sex'].items():
-        assert f'| sex: {sex} | {figures["images"]} | {figures["melanomas"]} |' in card.text
-    assert 'not a medical device' in card.text and 'shortcut floor, AUC' in card.text
+    assert f'The AUC out of fold is **{shown["plain pass"]["AUC, pooled"]}**' in card.text
+    subgroups = grid(out, 'sensitivity at 90 % specificity')
+    for sex, rows in oof.groupby('sex'):
+        counts = subgroups.loc[f'sex: {sex}', ['images', 'malignant']].tolist()
+        assert counts == [str(len(rows)), str(rows.target.sum())]
+    assert card.data.library_name == 'timm' and 'not a medical device' in card.text
+
+
+def test_calibration_and_thresholds_are_of_the_plain_pass(out, oof):
+    target, pred = oof.target.to_numpy(), oof.pred_plain.to_numpy()
+    fitted = calibration.calibrate(oof.assign(pred=pred))
+    rows = thresholds.count_at_thresholds(target, pred, fitted.curve, target.mean())
+    expected = thresholds.tabulate_thresholds(rows).rename_axis(None)
+    pd.testing.assert_frame_equal(grid(out, 'true positives'), expected)
+    brier = [f'{x:.4f}' for x in (((pred - target) ** 2).mean(), fitted.quality.brier.after)]
+    assert grid(out, 'Brier score')['Brier score'].tolist() == brier
+    assert brier[0] != f'{((oof.pred - target) ** 2).mean():.4f}'  # of the augmented passes
+    text = ModelCard.load(out / 'twin' / 'README.md').text
+    odds = float(re.search(r'f = r / \(1 - r\) / ([\d.e+-]+)`', text)[1])
+    factor = fitted.prior / (1 - fitted.prior) / odds  # as the card says
+    assert pred * factor / (pred * factor + 1 - pred) == pytest.approx(fitted.prob, rel=1e-3)
+    assert f'of which {1000 * target.mean():.1f} are malignant' in text
 
 
 def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
@@ -86,18 +134,16 @@ def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
     table.loc[other, 'source'] = 'isic2019'
     table.to_csv(copy / 'folds.csv', index=False)
     run = Run(copy / 'runs' / 'twin')
-    now = tables.fingerprint(copy / 'folds.csv')
-    files.write_json(run.folder / 'config.json', run.config | now)
+    now = tables.fingerprint(tables.read_labelled(copy / 'folds.csv'))
+    files.write_json(run.folder / 'config.json', run.config | {'folds_sha256': now})
     for path in [*run.folder.glob('*.csv'), *run.folder.glob('fold*/tta_oof.csv')]:
         path.write_text(path.read_text().replace('DEMO', 'ISIC'))
     ok('infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out')
     card = ModelCard.load(copy / 'out' / 'twin' / 'README.md')
     assert card.data.license == 'cc-by-nc-4.0'
-    names = [result.dataset_name for result in card.data.eval_results]
-    assert {name.split(',')[0] for name in names} >= {'all sources', 'SIIM-ISIC 2020', 'ISIC 2019'}
     n, melanomas = other.sum(), (table.target[other] == '1').sum()
     assert re.search(rf'\| isic2019 \| \[ISIC 2019\].* \| {n} \| {melanomas} \|', card.text)
-    assert '| AUC, within isic2019 |' in card.text and 'The source alone' in card.text
+    assert '| within isic2019 |' in card.text and 'The source alone' in card.text
 
 
 def test_the_licence_is_the_strictest_of_the_sources(out):
@@ -136,22 +182,12 @@ def test_a_run_without_test_images_and_augmented_passes_has_a_card(copy, ok):
     table = pd.read_csv(copy / 'folds.csv', dtype=str).query("split == 'train'")
     table.to_csv(copy / 'folds.csv', index=False)
     run = Run(copy / 'runs' / 'twin')
-    now = tables.fingerprint(copy / 'folds.csv')
-    files.write_json(run.folder / 'config.json', run.config | now)
+    now = tables.fingerprint(tables.read_labelled(copy / 'folds.csv'))
+    files.write_json(run.folder / 'config.json', run.config | {'folds_sha256': now})
     ok('infer.py', '--home', copy, '--only', 'twin', '--n_tta', 0)
     ok('infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out')
     card = ModelCard.load(copy / 'out' / 'twin' / 'README.md')
-    assert 'AUC, plain pass' in [result.metric_name for result in card.data.eval_results]
-    assert 'augmented passes' not in card.text
-
-
-def test_a_run_of_an_old_home_has_a_card(tmp_path, ok):
-    shutil.copytree(OLD, tmp_path / 'home')
-    out = ok('infer.py', '--home', tmp_path / 'home', '--export', tmp_path / 'out')
-    assert 'passed over' in out and [p.name for p in (tmp_path / 'out').iterdir()] == ['a']
-    card = ModelCard.load(tmp_path / 'out' / 'a' / 'README.md')
-    old = files.read_json(OLD / 'runs' / 'a' / 'scores.json')
-    assert card.data.eval_results[0].metric_value == old['pred_plain']['pooled']['auc'][0]
+    assert 'plain pass' in card.text and 'augmented passes' not in card.text
 
 
 def test_a_run_that_is_not_predicted_is_refused_with_what_to_type(copy, refusal):
@@ -161,20 +197,8 @@ def test_a_run_that_is_not_predicted_is_refused_with_what_to_type(copy, refusal)
     assert not (copy / 'out').exists()  # nor is the other run written
 
 
-def test_an_export_is_replaced_and_nothing_else_is(home, out, copy, ok, refusal):
-    twin = copy / 'out' / 'twin'
-    shutil.copytree(out / 'twin', twin)
-    command = ['infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out']
-    shutil.copytree(twin / 'fold0', twin / 'fold7')  # of more folds than today
-    ok(*command)
-    assert [p.name for p in twin.parent.iterdir()] == ['twin']
-    assert sorted(p.name for p in twin.iterdir()) == ['README.md', 'fold0', 'fold1']
-    (twin / 'notes.txt').write_text('mine')
-    assert 'notes.txt is not of an earlier export' in refusal(*command)
-    (twin / 'notes.txt').unlink()
-    (twin / 'README.md').write_text('mine')
-    assert 'is not of an earlier export' in refusal(*command)
-    assert (twin / 'README.md').read_text() == 'mine'
-    assert 'is not of an earlier export' in refusal(*command[:-1], copy / 'runs')
-    for flags in (['--images', home, '--out', copy / 'x.csv'], ['--heat', 2]):
-        assert '--export takes no --images, no --heat' in refusal(*command, *flags)
+def test_an_export_overwrites_nothing(home, out, copy, refusal):
+    command = ['infer.py', '--home', copy, '--only', 'twin', '--export']
+    assert 'twin exists; move it away' in refusal(*command, copy / 'runs')
+    images = ['--images', home, '--out', copy / 'x.csv']
+    assert 'exclude each other' in refusal(*command, copy / 'o', *images)
