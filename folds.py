@@ -8,8 +8,10 @@ python folds.py --check FILE      # whether anybody's table of folds leaks
 import os
 from pathlib import Path
 
-import lib  # a module of lib is imported when it is first used: --help needs no pandas
-from lib import cli
+import pandas as pd
+
+from lib import archives, cli, files, locks, shortcuts, splits, tables
+from lib.demo import make as make_demo
 
 
 def main(
@@ -27,15 +29,15 @@ def main(
 ) -> None:
     """Make HOME/folds.csv, the one table that train.py, infer.py and blend.py read."""
     if check is not None:
-        path, duplicates = Path(check), lib.archives.read_duplicates(Path(data))
-        table = lib.tables.read_csv(path, [fold_column])
-        return lib.splits.report_leaks(path, table, fold_column, duplicates)
+        path, duplicates = Path(check), archives.read_duplicates(Path(data))
+        table = tables.read_csv(path, [fold_column])
+        return splits.report_leaks(path, table, fold_column, duplicates)
     cli.check_within(2, n_folds=n_folds)
     cli.check_within(0, 2**32 - 1, seed=seed)
     if demo:
         if (data, home) != ('data', '.'):
             raise cli.Stop('--demo has a place of its own, data/demo; leave --data and --home out')
-        data = home = lib.demo.make(Path('data/demo'))
+        data = home = make_demo(Path('data/demo'))
         print(f'{home}: synthetic images, drawn by a program. They are not medical data')
     data, home = Path(data), Path(home)
     if not any((data / name).exists() for name in ('train.csv', 'train-metadata.csv')):
@@ -45,18 +47,18 @@ def main(
             'images to try it all on'
         )
 
-    sources = lib.archives.choose_external(external, data / 'external')
-    table, dropped = lib.archives.read_all(data, sources, home)
+    sources = archives.choose_external(external, data / 'external')
+    table, dropped = archives.read_all(data, sources, home)
     for source in sources:
         print(f'{source}: {dropped.get(source, 0)} images dropped that an earlier set has already')
-    duplicates = lib.archives.read_duplicates(data)
+    duplicates = archives.read_duplicates(data)
     if duplicates is not None:
         print(f'{len(duplicates)} known pairs of duplicates keep their groups together')
 
-    table['group'] = lib.splits.join_groups(table, duplicates)
+    table['group'] = splits.join_groups(table, duplicates)
     labelled = table.split == 'train'
-    table.loc[labelled, 'fold'] = lib.splits.assign_folds(table[labelled], n_folds, seed)
-    lib.splits.check_groups(table.group[labelled], table.fold[labelled])
+    table.loc[labelled, 'fold'] = splits.assign_folds(table[labelled], n_folds, seed)
+    splits.check_groups(table.group[labelled], table.fold[labelled])
 
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
     names = {*map(os.path.dirname, table.path)}
@@ -65,37 +67,30 @@ def main(
     write(table, home)
     print_folds(table[labelled])
     # The AUC of a model that sees no pixel, to compare every later score with
-    print(lib.shortcuts.describe(lib.shortcuts.measure(table[labelled])))
+    print(shortcuts.measure(table[labelled])[1])
     n_train, n_test = labelled.sum(), (~labelled).sum()
     print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
 
 
-def write(table, home: Path) -> None:
+def write(table: pd.DataFrame, home: Path) -> None:
     """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
-    path, text = home / 'folds.csv', lib.tables.format_folds(table)
-    with lib.locks.held(home / '.lock'):
-        has_runs = path.exists() and any(home.glob('runs/*/config.json'))
-        if has_runs and path.read_bytes() != text.encode():
-            old, key = lib.tables.fingerprint(path), 'labelled_sha256'
-            if old[key] != lib.tables.hash_rows(table[table.split == 'train']):
+    path, text = home / 'folds.csv', tables.format_folds(table)
+    with locks.held(home / '.lock'):
+        if path.exists() and any(home.glob('runs/*/config.json')):
+            old = tables.fingerprint(tables.read_labelled(path))
+            if old != tables.fingerprint(table[table.split == 'train']):
                 raise cli.Stop(
                     f'the labelled images of {path}, their groups or their folds would change, and '
                     f'the runs under {home / "runs"} were trained on them as they are: choose '
                     'another --home, or move the runs away'
                 )
-            for saved in [*home.glob('runs/*/config.json'), *home.glob('runs/*/blend.json')]:
-                config = lib.files.read_json(saved)
-                if lib.tables.is_same(config, old):  # of an older version, which saved other hashes
-                    lib.files.write_json(saved, config | {key: old[key]})
-            print(f'{path}: labels, groups and folds are as before, so the runs stay good')
-        lib.files.write_text(path, text)
+        files.write_text(path, text)
 
 
-def print_folds(table) -> None:
-    """Print the counts of images, groups and positives by fold and source."""
+def print_folds(table: pd.DataFrame) -> None:
+    """Print the counts of images, groups and malignant ones by fold and source."""
     columns = {'images': ('target', 'size'), 'groups': ('group', 'nunique')}
-    positives = lib.tables.competition_of(table).positives
-    columns |= {positives: ('target', 'sum'), 'rate': ('target', 'mean')}
+    columns |= {'malignant': ('target', 'sum'), 'rate': ('target', 'mean')}
     table = table.astype({'fold': int, 'target': int})
     rows = table.groupby(['fold', 'source']).agg(**columns)
     print(rows.reset_index().to_string(index=False, formatters={'rate': '{:.2%}'.format}))

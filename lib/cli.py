@@ -1,5 +1,6 @@
 """The command line: a strict `fire`, which refuses wrong flags and types before any work."""
 
+import contextlib
 import difflib
 import errno
 import functools
@@ -14,12 +15,15 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO, get_args
+from typing import Any, get_args
 
 import fire
 from fastcore.docments import docments
 from fire.helptext import HelpText
 from fire.trace import FireTrace
+
+# the import of fastai causes this warning of torch, and a user cannot do anything about it
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 
 
 class Stop(Exception):
@@ -60,44 +64,15 @@ def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str
     return shlex.join(words)
 
 
-class Output(io.TextIOBase):
-    """A stdout that shows each line as soon as it is printed, in a log file too.
-
-    The work goes on where stdout is closed, or where its reader goes away, as `head` does.
-    """
-
-    def __init__(self, stream: TextIO | None):
-        self.stream = stream
-
-    def write(self, text: str) -> int:
-        """Write `text`, as long as there is a reader."""
-        try:
-            if self.stream is not None:
-                self.stream.write(text)
-                self.stream.flush()
-        except BrokenPipeError:
-            # Python flushes stdout once more at its end, which must not fail
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            self.stream = None
-        return len(text)
-
-    def isatty(self) -> bool:
-        """Whether this is a terminal; progress bars ask for it."""
-        return self.stream is not None and self.stream.isatty()
-
-
 def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     """Call `main` with the flags of the command line; each of its parameters has a type.
 
     `--help` explains each flag by the comment beside it. What a user can get wrong ends in one
-    sentence on stderr, with status 2 for the command line and 1 for any later `Stop`. Ctrl-C, and
-    SIGTERM as a scheduler sends it, end in one line that says what is kept, with status 130.
+    sentence on stderr, with status 2 for the command line and 1 for any later `Stop`. Ctrl-C and
+    SIGTERM end in one line with the command that goes on, with status 130.
     """
     args = list(sys.argv[1:] if args is None else args)
-    note_kept('what is finished')
-    sys.stdout = Output(sys.stdout)
-    # fastai and kornia cause this warning of torch, and a user cannot do anything about it
-    warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
+    sys.stdout.reconfigure(line_buffering=True)  # so that a log file can be followed
     if {'--help', '-h'} & set(args):
         return print(usage(main))
     try:
@@ -119,23 +94,14 @@ def run(main: Callable[..., None], args: Sequence[str] | None = None) -> None:
     try:
         main(**flags)
     except BaseException as e:
-        # a library may turn an interrupt into its own error, such as one of ended workers
+        # torch may turn an interrupt into an error of ended workers
         if interrupts or isinstance(e, KeyboardInterrupt):
-            command_line = shlex.join(['python', sys.argv[0], *args])
-            line = f'stopped; kept: {KEPT[0]}. The same command goes on: {command_line}'
-            print(line, file=sys.stderr)
+            again = shlex.join(['python', sys.argv[0], *args])
+            print(f'stopped; what is finished is kept. To go on: {again}', file=sys.stderr)
             raise SystemExit(130) from None
         if sentence := explain(e):
             raise SystemExit(f'error: {sentence}') from None
         raise
-
-
-KEPT = ['']  # what an interrupt leaves, in words
-
-
-def note_kept(what: str) -> None:
-    """Say `what` an interrupt leaves, for the line in which the program then ends."""
-    KEPT[0] = what
 
 
 def explain(error: BaseException) -> str | None:
@@ -161,10 +127,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def usage(main: Callable[..., None]) -> str:
-    """The text of --help: fire's, without its one-letter flags, which are refused here.
-
-    Each flag's meaning is the comment beside it in the signature.
-    """
+    """The text of --help: fire's; each flag's meaning is the comment beside it in the signature."""
 
     @functools.wraps(main)
     def documented() -> None: ...
@@ -173,22 +136,22 @@ def usage(main: Callable[..., None]) -> str:
     listing = '\n'.join(f'    {flag}: {meaning}' for flag, meaning in meanings)
     documented.__doc__ = f'{inspect.getdoc(main)}\n\nArgs:\n{listing}'
     text = HelpText(documented, trace=FireTrace(documented, name=Path(sys.argv[0]).name))
-    return re.sub(r'^    -\w, --', '    --', text, flags=re.MULTILINE)
+    return re.sub(r'^    -\w, --', '    --', text, flags=re.MULTILINE)  # -h would be --home
 
 
 def parse(main: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
     """The keyword arguments for `main` in `args`, each of its parameter's type.
 
-    `fire` calls its target before it complains about unknown flags, accepts `--n` for `--name`, and
-    guesses types. So the names are checked first, fire gets a function that only records its
-    arguments, strings are kept as typed, and other types are compared with the annotation.
-
-    Raises: Stop, which names the nearest flag where one is misspelt.
+    `fire` calls its target before it complains about unknown flags, and guesses types. So fire gets
+    a function that only records its arguments, strings are kept as typed, and other types are
+    compared with the annotation. Raises: Stop where a flag is unknown or its value of another type.
     """
     signature = inspect.signature(main)
     kinds = {name: _kind(p.annotation) for name, p in signature.parameters.items()}
-    _check_names(kinds, args)
     strings = {name: str for name, kind in kinds.items() if kind is str}
+    words = [arg.split('=')[0].replace('-', '_') for arg in args if arg.startswith('--')]
+    if twice := [word for word in words if words.count(word) > 1]:
+        raise Stop(f'--{twice[0].strip("_")} is given twice')
     recorded: dict[str, Any] = {}
 
     @fire.decorators.SetParseFns(**strings)
@@ -196,38 +159,20 @@ def parse(main: Callable[..., None], args: Sequence[str]) -> dict[str, Any]:
     def recorder(**flags: Any) -> None:
         recorded.update(flags)
 
-    # fire reads the signature of `main`, since `recorder` wraps it
-    fire.Fire(recorder, command=list(args))
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):  # it would print its whole usage text
+            fire.Fire(recorder, command=list(args))  # it reads the signature that is wrapped
+    except fire.core.FireExit as e:
+        known = [*kinds, *(f'no{name}' for name, kind in kinds.items() if kind is bool)]
+        typed = [word.strip('_') for word in words if word.strip('_') not in known]
+        near = [name for word in typed for name in difflib.get_close_matches(word, known, 1)]
+        hint = f'; did you mean --{near[0]}?' if near else '.'
+        raise Stop(f'{e.trace.elements[-1].ErrorAsStr()}{hint} See --help') from None
     return {name: _value(name, kinds[name], value) for name, value in recorded.items()}
 
 
 def _kind(annotation: Any) -> type:
     return next((kind for kind in get_args(annotation) if kind is not type(None)), annotation)
-
-
-def _check_names(kinds: dict[str, type], args: Sequence[str]) -> None:
-    known = [*kinds, *(f'no{name}' for name, kind in kinds.items() if kind is bool)]
-    takes_value, seen = False, set()
-    for arg in args:
-        flag = re.fullmatch(r'--?([A-Za-z][\w-]*)(=.*)?', arg, re.DOTALL)
-        if flag is None:
-            if not takes_value:
-                raise Stop(
-                    f'{arg!r} belongs to no flag; flags are written --flag VALUE. See --help'
-                )
-            takes_value = False
-            continue
-        name = flag[1].replace('-', '_')
-        if name not in known or not arg.startswith('--'):
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f'; did you mean --{near[0]}?' if near else '.'
-            raise Stop(f'there is no flag {arg.split("=")[0]}{hint} See --help')
-        if name in seen:
-            raise Stop(f'--{name} is given twice')
-        if name not in kinds and flag[2]:
-            raise Stop(f'--{name} takes no value')
-        seen.add(name)
-        takes_value = flag[2] is None and name in kinds
 
 
 def _value(name: str, kind: type, value: Any) -> Any:

@@ -7,12 +7,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from lib import cli, files, ranks, tables
+import pandas as pd
+import torch
+
+from lib import cli, devices, files, ranks, tables
 from lib.cli import Stop
-from lib.runs import MAX_SIZE, RECIPE, Run, run_folder
+from lib.model import describe_arch
+from lib.runs import MAX_SIZE, Run, run_folder
 
 # Flags that do not decide the result, so config.json leaves them out
-NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'skip_bad', 'log')
+NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'log')
 
 
 def check(flags: dict[str, Any]) -> None:
@@ -37,36 +41,30 @@ def check(flags: dict[str, Any]) -> None:
             raise Stop(f'--log {log} needs a package that is not here: pip install {log}') from None
 
 
-def choose_folds(fold: int | None, folds: list[int]) -> list[int]:
-    """The one `fold` that --fold names, or all. Raises: Stop where folds.csv does not have it."""
+def open_run(
+    flags: dict[str, Any], defaults: dict[str, Any]
+) -> tuple[Run, pd.DataFrame, list[int]]:
+    """The run that train.py's `flags` ask for, the labelled rows of folds.csv, the folds to train.
+
+    Raises: Stop where a flag or the table is wrong, where a patient is in two folds, or where the
+    run has begun with other flags or on other labelled rows.
+    """
+    check(flags)
+    home, about = Path(flags['home']), describe_arch(flags['arch'])
+    table, fold = tables.read_labelled(home / 'folds.csv'), flags['fold']
+    folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:
         raise Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
-    return folds if fold is None else [fold]
-
-
-def make_run(
-    home: Path,
-    flags: dict[str, Any],
-    defaults: dict[str, Any],
-    about: dict[str, Any],
-    folds: list[int],
-) -> tuple[Run, dict[str, Any]]:
-    """The run that train.py's `flags` ask for, and the config.json that it should have.
-
-    `about`: what model.describe_arch returns. `folds`: those to train.
-    Raises: Stop where the run has begun with other flags or by another recipe.
-    """
     config = {flag: value for flag, value in flags.items() if flag not in NOT_IN_CONFIG}
-    typed = config | {'home': str(home), 'skip_bad': flags['skip_bad']}
+    about |= {'command': cli.command('train.py', config, defaults)}
+    about |= {'folds_sha256': tables.fingerprint(table)}
+    name = flags['name'] or make_name(config, defaults)
     if flags['weights']:
         path = Path(flags['weights'])
-        config |= {'weights': path.name}
-        about = about | {'weights_sha256': files.sha256(path)}
-    typed['name'] = name = flags['name'] or make_name(config, defaults)
-    config |= about | {'recipe': RECIPE} | tables.fingerprint(home / 'folds.csv')
-    run = Run(run_folder(home, name))
-    run.check(config, defaults, folds)
-    return run, config | {'command': cli.command('train.py', typed, defaults)}
+        config |= {'weights': path.name, 'weights_sha256': files.sha256(path)}
+    run = Run(run_folder(home, name), config | about)
+    run.check()
+    return run, table, folds if fold is None else [fold]
 
 
 def make_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
@@ -82,12 +80,15 @@ def make_name(flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     return '_'.join(words).lstrip('.') or flags['arch']
 
 
-def describe_environment(device: str) -> dict[str, Any]:
+def describe_environment(
+    device: torch.device, precision: str, scoring_precision: str
+) -> dict[str, Any]:
     """Device, versions and the code's commit, on which a result may depend beside the flags."""
     packages = ('fastai', 'torch', 'torchvision', 'timm', 'kornia', 'numpy', 'pillow')
+    about = {'device': devices.describe(device), 'processes': ranks.WORLD}
+    about |= {'precision': precision, 'scoring_precision': scoring_precision}
     versions = {package: version(package) for package in packages}
-    about = {'device': device, 'processes': ranks.WORLD, 'python': platform.python_version()}
-    return about | versions | {'commit': _commit()}
+    return about | {'python': platform.python_version()} | versions | {'commit': _commit()}
 
 
 def _commit() -> str | None:

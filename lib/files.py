@@ -1,10 +1,9 @@
-"""Reading and writing text, JSON, CSV and folders; each is written whole or not at all."""
+"""Reading and writing text, JSON and CSV; each is written whole or not at all."""
 
 import hashlib
 import json
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,31 +45,6 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-@contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
-    """A new folder beside `path` to write into; it takes the place of `path` if the block ends
-    well.
-
-    Whoever looks finds the old folder, or the new one, whole, or for an instant none. One process
-    at a time may do this; what a killed one has left is deleted by the next.
-    """
-    new, old = (path.with_name(f'.{path.name}.{kind}') for kind in ('part', 'old'))
-    for folder in (new, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    new.mkdir(parents=True)
-    try:
-        yield new
-        for file in filter(Path.is_file, new.rglob('*')):
-            with open(file, 'rb+') as f:
-                os.fsync(f.fileno())
-        if path.exists():
-            os.replace(path, old)
-        os.replace(new, path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, all or nothing."""
     with atomic(path) as temporary:
@@ -78,12 +52,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, data: dict[str, Any]) -> None:
-    """Write `data` to `path` as JSON, all or nothing. NaN becomes null, since JSON has no NaN."""
+    """Write `data` to `path` as JSON, all or nothing: tables as lists of rows, NaN as null."""
     write_text(path, json.dumps(_plain(data), indent=1, allow_nan=False) + '\n')
 
 
 def _plain(value: Any) -> Any:
-    """`value` in types that JSON has: numpy's arrays as lists, its numbers as Python's."""
+    """`value` in types that JSON has."""
+    if isinstance(value, pd.DataFrame):
+        is_numbered = isinstance(value.index, pd.RangeIndex)
+        value = value.reset_index(drop=is_numbered).to_dict('records')
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -109,27 +86,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def check_new(path: Path) -> None:
+    """Raises: Stop where --out is no new CSV, or where several processes would write it."""
+    if ranks.WORLD > 1:
+        raise Stop('--images runs in one process; start it without a launcher')
+    if path.exists() or path.suffix != '.csv':
+        raise Stop(f'--out {path} must be a new file that ends in .csv')
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, 'rb') as f:
         return hashlib.file_digest(f, 'sha256').hexdigest()
-
-
-def check_out(path: Path, header: list[str]) -> None:
-    """Check that --out may be written to `path`, with this `header`.
-
-    Raises: Stop where `path` exists and is not an earlier table with the same header: a typing
-    error must not overwrite a photo or folds.csv. Under a launcher it is refused too.
-    """
-    if ranks.WORLD > 1:
-        raise Stop('--images runs in one process; start it without a launcher')
-    if path.suffix.lower() != '.csv':
-        raise Stop(f'--out must name a .csv file, not {path}')
-    if path.exists():
-        with open(path, 'rb') as f:
-            first = f.readline(1000).strip()
-        if first != ','.join(header).encode():
-            raise Stop(
-                f'{path} exists and is not a table of {", ".join(header)}, so it is not '
-                'overwritten; choose another --out'
-            )
