@@ -23,15 +23,6 @@ class Augment(Transform):
         return self.modules(plain).as_subclass(TensorImage)
 
 
-class ChannelsLast(Transform):
-    """Converts a batch to the layout in which convolutions are fastest; RandomAffine loses it."""
-
-    order = 101
-
-    def encodes(self, x: TensorImage) -> TensorImage:
-        return x.contiguous(memory_format=torch.channels_last)
-
-
 def batch_tfms(
     mean: tuple[float, ...], std: tuple[float, ...], cutout: bool = False
 ) -> list[Transform]:
@@ -53,5 +44,4 @@ def batch_tfms(
         Augment(geometry_and_colour, order=20),
         Normalize.from_stats(mean, std),  # on the device, as the batches
         *([Augment(erasing, order=100)] if cutout else []),
-        ChannelsLast(),
     ]

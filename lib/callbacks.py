@@ -1,7 +1,6 @@
-"""fastai callbacks for training: bf16 on the CPU, accumulation, seeds, history, resuming."""
+"""fastai callbacks for training: seeds, history, resuming."""
 
 import io
-import json
 import random
 import time
 import warnings
@@ -9,69 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.vision.all import (
-    Callback,
-    CancelBatchException,
-    CancelEpochException,
-    find_bs,
-    get_model,
-    set_seed,
-)
+from fastai.vision.all import Callback, CancelEpochException, get_model, set_seed
 from tqdm import tqdm
 
-from lib import cli, files, ranks
+from lib import files, ranks
 from lib.cli import Stop
 
 NO_BAR = ranks.RANK > 0 or None  # tqdm's `disable`; None shows a bar in a terminal only
-
-
-class CPUMixed(MixedPrecision):
-    """fastai's bf16 on the CPU; its own works on CUDA only."""
-
-    def __init__(self):
-        super().__init__(AMPMode.BF16)
-
-    def before_fit(self) -> None:
-        """Set autocast up for the CPU, and switch the scaler off."""
-        self.autocast = torch.autocast('cpu', torch.bfloat16)
-        self.learn.scaler, self.scales = torch.amp.GradScaler('cpu', enabled=False), []
-
-
-class Accumulate(Callback):
-    """Makes one step of the optimizer for `n` batches, with the mean gradient of their images.
-
-    The last group of an epoch may be smaller and still makes a step; fastai's GradientAccumulation
-    would carry it into the next epoch.
-    """
-
-    order, run_valid = MixedPrecision.order - 4, False  # before its scaler makes the step
-
-    def __init__(self, n: int):
-        self.n = n
-
-    def before_train(self) -> None:
-        """Set the number of images in the group to 0."""
-        self.images = 0
-
-    def before_batch(self) -> None:
-        """Let a launcher's processes average their gradients in the last batch of a group only."""
-        self.is_last = (self.iter + 1) % self.n == 0 or self.iter + 1 == self.n_iter
-        self.model.require_backward_grad_sync = self.is_last  # torch's no_sync does the same
-
-    def after_loss(self) -> None:
-        """Turn the mean over the batch's images into a sum."""
-        self.learn.loss_grad = self.loss_grad * find_bs(self.yb)
-
-    def before_step(self) -> None:
-        """Skip the step, or in the last batch of a group turn the sums of gradients into means."""
-        self.images += find_bs(self.yb)
-        if not self.is_last:
-            raise CancelBatchException()
-        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
-        torch._foreach_div_(grads, self.images)  # a loop would start 500 kernels
-        self.images = 0
 
 
 def seed_all(*seed: int) -> None:
@@ -149,8 +94,7 @@ class History(Callback):
             'seconds': time.perf_counter() - self.start,
         }
         self.rows.append(row)
-        header, lines = ','.join(row), [','.join(map(str, r.values())) for r in self.rows]
-        files.write_text(self.path, '\n'.join([header, *lines]) + '\n')
+        files.write_csv(self.path, pd.DataFrame(self.rows))
         tqdm.write(
             f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:.4f}  '
             f'valid {row["valid_loss"]:.4f}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
@@ -169,19 +113,15 @@ class History(Callback):
 class Resume(Callback):
     """Saves at the end of an epoch what the next one needs, and continues after the last one saved.
 
-    It saves after the first and the last epoch, and else where the time since the last save is more
-    than `rest` times what that save took: saving B5 takes a good part of an epoch on a fast card.
     Random states are not saved, since SeedEpoch sets them, nor the optimizer's hyperparameters,
     which fit sets. The rows of `history` are saved too.
     """
 
     order = 65  # after History has added the epoch's row
-    rest = 20
 
     def __init__(self, path: Path, fold: int, history: History):
         self.path, self.fold, self.history = path, fold, history
-        self.resumed = self.done = 0  # epochs
-        self.saved_at = self.seconds = 0.0  # when the last save ended, and how long it took
+        self.resumed = 0  # epochs
 
     def before_fit(self) -> None:
         """Restore the saved state. Raises: Stop where it is broken or of another model or fold."""
@@ -193,8 +133,7 @@ class Resume(Callback):
                 state = torch.load(self.path, map_location='cpu', weights_only=True)
             if (state['fold'], state['epochs']) != (self.fold, self.n_epoch):
                 raise ValueError(f'it is of fold {state["fold"]}, {state["epochs"]} epochs')
-            rows = list(map(dict, json.loads(state['rows'])))
-            count, value = int(state['smooth_loss'][0]), float(state['smooth_loss'][1])
+            rows, (count, value) = list(map(dict, state['rows'])), state['smooth_loss']
             get_model(self.model).load_state_dict(state['model'])
             groups = self.opt.state_dict()['param_groups']
             self.opt.load_state_dict({'state': state['opt'], 'param_groups': groups})
@@ -207,11 +146,10 @@ class Resume(Callback):
                 'starts at its first epoch'
             ) from None
         self.resumed, self.history.rows = len(rows), rows
-        self._keep(len(rows))
-        tqdm.write(f'{self.path}: goes on after epoch {self.done} of {self.n_epoch}')
+        tqdm.write(f'{self.path}: goes on after epoch {self.resumed} of {self.n_epoch}')
         smooth = self.recorder.smooth_loss
         smooth.count, smooth.val = count, torch.tensor(value)
-        self.history.bar.update(self.done * len(self.dls.train))
+        self.history.bar.update(self.resumed * len(self.dls.train))
 
     def before_epoch(self) -> None:
         """Skip the epochs that are done."""
@@ -219,10 +157,8 @@ class Resume(Callback):
             raise CancelEpochException
 
     def after_epoch(self) -> None:
-        """Save, if it is time, in the first process of a launcher."""
-        start = time.perf_counter()
-        is_time = start - self.saved_at > self.rest * self.seconds or self.epoch + 1 == self.n_epoch
-        if self.epoch < self.resumed or ranks.following or not is_time:
+        """Save, in the first process of a launcher."""
+        if self.epoch < self.resumed or ranks.following:
             return
         smooth = self.recorder.smooth_loss
         state = {  # tensors and Python's own types, which weights_only can read
@@ -230,16 +166,10 @@ class Resume(Callback):
             'epochs': self.n_epoch,
             'model': get_model(self.model).state_dict(),
             'opt': self.opt.state_dict()['state'],
-            'rows': json.dumps(self.history.rows),
+            'rows': self.history.rows,
             'smooth_loss': (smooth.count, float(smooth.val)),
         }
         buffer = io.BytesIO()  # torch's own writer raises a RuntimeError where the disk is full
         torch.save(state, buffer)
         with files.atomic(self.path) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-        self.saved_at, self.seconds = time.perf_counter(), time.perf_counter() - start
-        self._keep(self.epoch + 1)
-
-    def _keep(self, done: int) -> None:
-        self.done = done
-        cli.note_kept(f'{done} of {self.n_epoch} epochs of {self.path.parent}, and finished work')

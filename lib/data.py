@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from multiprocessing import get_start_method
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from fastai.vision.all import DataLoaders, Datasets, PILImage, TfmdDL, ToTensor, Transform
@@ -13,23 +12,18 @@ from lib import ranks
 from lib.cli import Stop
 from lib.devices import choose_device
 from lib.images import n_cores
-from lib.sampling import Downsample, choose_monitored
 
 
 def training_dls(
-    table: pd.DataFrame,
-    k: int,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
     batch_tfms: list[Transform],
     batch_size: int,
-    neg_ratio: float,
-    seed: int,
     workers: int | None = None,
-) -> tuple[DataLoaders, Downsample]:
-    """The DataLoaders of fold `k`, and the callback that chooses the images of each epoch.
+) -> DataLoaders:
+    """The DataLoaders of a fold: the rows to `train` on, and the monitored ones of `held_out`.
 
-    `table` has the columns cached, target and fold. The second loader holds the images that are
-    scored after each epoch: all melanomas of the fold and a fixed sample of its benign images, in
-    all half as many as an epoch trains on. `batch_size` counts the images of a step in all
+    Both tables have the columns cached and target. `batch_size` counts the images of a step in all
     processes of a launcher together, so that a learning rate means the same however many there are.
     Raises: Stop where the processes cannot share a batch equally.
     """
@@ -39,13 +33,20 @@ def training_dls(
             f'--batch_size {batch_size} must be two or more for each of {ranks.WORLD} processes, '
             'and as many for each'
         )
-    paths, targets = table.cached.to_numpy(), table.target.to_numpy()
-    train, valid = np.flatnonzero(table.fold != k), np.flatnonzero(table.fold == k)
-    train_dl = loader(paths[train], targets[train], batch_tfms, of_one, True, workers)
-    downsample = Downsample(train_dl, targets[train], neg_ratio, seed, batch_size)
-    valid = valid[choose_monitored(targets[valid], train_dl.n // 2, seed)]
-    valid_dl = loader(paths[valid], targets[valid], batch_tfms, of_one, False, workers)
-    return DataLoaders(train_dl, valid_dl), downsample
+    monitored = choose_monitored(held_out)
+    return DataLoaders(
+        loader(train.cached, train.target, batch_tfms, of_one, True, workers),
+        loader(monitored.cached, monitored.target, batch_tfms, 4 * of_one, False, workers),
+    )
+
+
+def choose_monitored(held_out: pd.DataFrame) -> pd.DataFrame:
+    """The rows that are scored after each epoch, the same in each: all malignant images of the
+    fold and four benign ones for each. All of a fold of the competition would be seven times the
+    images of an epoch."""
+    malignant, benign = held_out[held_out.target == 1], held_out[held_out.target == 0]
+    n = min(len(benign), max(4 * len(malignant), 1))
+    return pd.concat([malignant, benign.sample(n, random_state=0)]).sort_index()
 
 
 def prediction_dls(
@@ -56,7 +57,7 @@ def prediction_dls(
     The batches have no target: with one, fastai would wait for the device twice more in each batch,
     to fetch the target back and to compute its loss.
     """
-    dl = loader(rows.cached, None, batch_tfms, min(batch_size, len(rows)), False, workers)
+    dl = loader(rows.cached, None, batch_tfms, batch_size, False, workers)
     return DataLoaders(dl, dl)
 
 
@@ -94,12 +95,9 @@ def loader(
                 'there, and run this again: the image will be made again'
             ) from None
 
-    def target(row: int) -> torch.Tensor:
-        return targets[row]
-
+    parts = [image]
     if targets is not None:
-        targets = torch.tensor(list(map(float, targets)))
-    parts = [image] if targets is None else [image, target]
+        parts.append(torch.tensor(list(map(float, targets))).__getitem__)
     return TfmdDL(
         Datasets(range(len(paths)), parts, split_idx=0 if train else 1),
         bs=batch_size,

@@ -1,110 +1,67 @@
-"""--log: what a run tells, passed on to TensorBoard or to Weights & Biases (wandb).
+"""--log: a run's figures, passed on to TensorBoard or to Weights & Biases (wandb).
 
 tensorboard --logdir HOME/runs                   # one curve per fold, under its run's name
 wandb sync HOME/runs/NAME/wandb/offline-run-*    # after a training with WANDB_MODE=offline
 python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb    # -- is needed
 
-Both get config.json, less the command, which holds the way to HOME; each row of history.csv; the
-scores; and batch.png, which is up to sixteen training images, and history.png.
+Each row of history.csv is passed on, and the scores of the held-out fold. No image is.
 """
 
 import json
 import os
-import secrets
 import shutil
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 from fastai.vision.all import Callback
-from PIL import Image
 from tqdm import tqdm
 
-from lib import files, ranks, score
+from lib import ranks, score
 from lib.callbacks import History, Resume
 from lib.runs import Run
 
+Logger = tuple[Callable[[int, dict[str, float]], Any], Callable[[], Any]]  # logs an epoch; ends
 
-class TensorBoard:
-    """Events in the folder of a fold or of a run, which the page calls by the folder's name.
 
-    They are written here, since torch's SummaryWriter does it in a thread of its own, which prints
-    a traceback where the disk is full.
+def open_tensorboard(run: Run, k: int) -> Logger:
+    """What logs an epoch of fold `k` into the folder of the fold, and what ends it."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    for path in run.fold(k).glob('events.out.tfevents.*'):  # of an earlier start: all comes again
+        path.unlink()
+    writer = SummaryWriter(str(run.fold(k)))
+
+    def log(step: int, figures: dict[str, float]) -> None:
+        for name, value in figures.items():
+            writer.add_scalar(name, value, step)
+
+    return log, writer.close
+
+
+def open_wandb(run: Run, k: int) -> Logger:
+    """What logs an epoch of fold `k` as a run of wandb, in a group for its run, and what ends it.
+
+    An earlier start of the fold is overwritten. Neither code nor the machine's name is recorded.
     """
+    import wandb
 
-    def __init__(self, run: Run, folder: Path, config: dict[str, Any]):
-        from tensorboard.compat.proto.event_pb2 import Event
-        from tensorboard.summary.writer.record_writer import RecordWriter
-        from torch.utils.tensorboard.summary import text
-
-        self.event, self.writer = Event, RecordWriter
-        for path in folder.glob('events.out.tfevents.*'):  # of an earlier start: all comes again
-            path.unlink()
-        self.path = folder / f'events.out.tfevents.{time.time_ns()}'
-        self._write(0, file_version='brain.Event:2')
-        self._write(0, session_log={'status': 'START'})  # an open page forgets what it has read
-        self._write(0, summary=text('config', f'```\n{json.dumps(config, indent=1)}\n```'))
-
-    def _write(self, step: int, **content: Any) -> None:
-        event = self.event(step=step, wall_time=time.time(), **content)
-        with open(self.path, 'ab') as f:
-            self.writer(f).write(event.SerializeToString())
-
-    def log(self, step: int, figures: dict[str, float], pictures: Sequence[Path] = ()) -> None:
-        """Write `figures` and PNGs, to be seen at once."""
-        values = [{'tag': name, 'simple_value': value} for name, value in figures.items()]
-        for path in pictures:
-            width, height = Image.open(path).size
-            png = {'width': width, 'height': height, 'encoded_image_string': path.read_bytes()}
-            values.append({'tag': f'pictures/{path.stem}', 'image': png})
-        self._write(step, summary={'value': values})
-
-    end = log
-
-
-class WandB:
-    """A run of wandb for a fold, in a group for its run; its files lie in the run's folder.
-
-    By itself it adds times, the kind of system, its own and Python's version, and which libraries
-    are in use (wandb 0.31, read back from its file); no host, command line, code or packages.
-    """
-
-    def __init__(self, run: Run, folder: Path, config: dict[str, Any]):
-        os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')  # of wandb's own faults
-        import wandb
-
-        off = ('disable_git', 'disable_code', 'x_disable_machine_info', 'silent')
-        quiet = dict.fromkeys(off, True) | {'console': 'off', 'x_save_requirements': False}
-        wait = {'init_timeout': 60, 'finish_timeout': 60, 'finish_timeout_raises': True}  # seconds
-        settings, self.image = wandb.Settings(host='', **quiet, **wait), wandb.Image
-        # init by itself would print, and in a terminal ask for a key
-        is_online = wandb.setup(settings).settings.mode == 'online'
-        if is_online and not wandb.login(prompt=False):
-            raise RuntimeError('there is no key; type `wandb login`, or set WANDB_MODE=offline')
-        if not (path := folder / 'wandb_id').exists():  # else it is a fold that goes on
-            files.write_text(path, secrets.token_hex(8))
-        for old in run.folder.glob(f'wandb/offline-run-*-{path.read_text()}'):  # all comes again
-            shutil.rmtree(old)
-        name = 'scores' if folder == run.folder else folder.name
-        about = {'group': run.name, 'name': name, 'config': config, 'dir': run.folder}
-        about |= {'id': path.read_text(), 'resume': 'allow', 'reinit': 'create_new'}
-        project = os.environ.get('WANDB_PROJECT', 'melanoma')
-        self.run = wandb.init(project=project, settings=settings, **about)
-
-    def log(self, step: int, figures: dict[str, float], pictures: Sequence[Path] = ()) -> None:
-        """Send `figures` and PNGs; a step that wandb has already is passed over."""
-        images = {f'pictures/{path.stem}': self.image(str(path)) for path in pictures}
-        self.run.log(figures | images, step=step, commit=True)
-
-    def end(self, step: int, figures: dict[str, float], pictures: Sequence[Path]) -> None:
-        """Send the last of it, and wait until all has arrived."""
-        self.log(step, figures, pictures)
-        self.run.finish()
+    config = {key: value for key, value in run.config.items() if key != 'command'}
+    off = dict.fromkeys(('disable_git', 'disable_code', 'x_disable_machine_info', 'silent'), True)
+    of_flags = zlib.crc32(json.dumps(config, sort_keys=True).encode())
+    name, identity = f'fold{k}', f'{run.name}-{k}-{of_flags:08x}'
+    for old in run.folder.glob(f'wandb/offline-run-*-{identity}'):
+        shutil.rmtree(old)
+    wandb_run = wandb.init(
+        project=os.environ.get('WANDB_PROJECT', 'melanoma'), group=run.name, name=name,
+        id=identity, config=config, dir=run.folder,
+        resume='allow', reinit='create_new', settings=wandb.Settings(host='', console='off', **off),
+    )  # fmt: skip
+    return lambda step, figures: wandb_run.log(figures, step=step), wandb_run.finish
 
 
 class Follow(Callback):
-    """Passes on to what `log` names, if any, the rows of `history`, and at the end the scores.
+    """Passes the rows of `history` on to what `log` names, and at the end the fold's scores.
 
     Each start passes on all rows, those that Resume has put back too, so that a fold that goes on
     is one whole curve. A logger that fails is reported in one line and gets nothing more.
@@ -112,51 +69,34 @@ class Follow(Callback):
 
     order = (History.order + Resume.order) / 2
 
-    def __init__(self, log: str | None, run: Run, k: int | None = None, history=None):
-        self.of_run, self.k, self.history, self.step, self.sink = run, k, history, 0, None
-        self.folder = run.folder if k is None else run.fold(k)
-        if log and not ranks.following:
-            config = files.read_json(run.folder / 'config.json')
-            del config['command']
-            logger = {'tensorboard': TensorBoard, 'wandb': WandB}[log]
-            self.sink = self._try(logger, run, self.folder, config)
+    def __init__(self, log: str | None, run: Run, k: int, history: History):
+        self.of_run, self.k, self.history, self.step = run, k, history, 0
+        self.opened = (
+            log
+            and not ranks.following
+            and self._try({'tensorboard': open_tensorboard, 'wandb': open_wandb}[log], run, k)
+        )
 
     def _try(self, work: Callable, *args: Any) -> Any:
         try:
             return work(*args)
         except Exception as e:  # whatever a network, a disk or a library may raise
-            self.sink = None
+            self.opened = None
             reason = f'{type(e).__name__}: {e}'.splitlines()[0]
-            tqdm.write(f'{self.folder}: --log has failed and is left out from here on ({reason})')
+            tqdm.write(f'{self.of_run.fold(self.k)}: --log has failed and is left out ({reason})')
 
     def after_epoch(self) -> None:
         """Pass on the rows that have not been."""
         for row in self.history.rows[self.step :]:
             self.step = row['epoch']
-            figures = {f'history/{name}': row[name] for name in row if name != 'epoch'}
-            if self.sink:
-                self._try(self.sink.log, self.step, figures)
+            if self.opened:
+                figures = {f'history/{name}': row[name] for name in row if name != 'epoch'}
+                self._try(self.opened[0], self.step, figures)
 
     def end(self) -> None:
-        """Pass on the scores, of the fold or of the whole run, and the fold's pictures."""
-        if self.sink:
-            paths = (self.folder / name for name in ('batch.png', 'history.png'))
-            pictures = [path for path in paths if path.exists()]
-            # a step of its own: what wandb has as the last epoch's is closed
-            self._try(self.sink.end, self.step + 1, self._scores(), pictures)
-
-    def _scores(self) -> dict[str, float]:
-        """The measures, and the ends of their intervals as `auc_low` and `auc_high`."""
-        if self.k is None:
-            scores = files.read_json(self.folder / 'scores.json')
-            scores = {pred: of['pooled'] for pred, of in scores.items() if 'pooled' in of}
-        else:
-            oof = self.of_run.read_oof([self.k])
-            scores = {'pred_plain': score.measure(oof, 'pred_plain', self.k)}
-        return {
-            f'{pred}/{name}{end}': number
-            for pred, measures in scores.items()
-            for name in score.MEASURES
-            for end, number in zip(('', '_low', '_high'), measures.get(name, ()), strict=False)
-            if number is not None
-        }
+        """Pass on the measures of the held-out fold, and close the logger."""
+        if self.opened:
+            measured = score.measure(self.of_run.read_oof([self.k]), 'pred_plain', self.k)
+            self._try(self.opened[0], self.step + 1, measured.value.dropna().to_dict())
+        if self.opened:
+            self._try(self.opened[1])

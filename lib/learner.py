@@ -4,60 +4,44 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.vision.all import (
     AccumMetric,
-    BCEWithLogitsLossFlat,
-    DataLoaders,
+    Callback,
+    GradientAccumulation,
     Learner,
     OptimWrapper,
-    ProgressCallback,
-    Recorder,
-    noop,
+    minimum,
 )
+from matplotlib import pyplot as plt
 from timm.layers import convert_sync_batchnorm
-from torch import nn
 
-from lib import ranks, score, speed
-from lib.callbacks import Accumulate, CPUMixed
+from lib import ranks, score
 from lib.cli import Stop
+from lib.files import atomic
+
+# All parameters decay, since fastai's exemption of biases and norms does not reach a torch
+# optimizer. `fused` makes one pass over all weights; else each operation of a step makes its own
+adamw = partial(OptimWrapper, opt=torch.optim.AdamW, fused=True)
 
 
-def create_learner(
-    dls: DataLoaders,
-    model: nn.Module,
-    wd: float = 0.0,
-    precision: str = 'fp32',
-    accumulate: int = 1,
-) -> Learner:
-    """A Learner for one logit: binary cross-entropy, AdamW on all parameters, AUC each epoch.
+def auc() -> AccumMetric:
+    """The AUC over the monitored images; fastai's own takes the softmax of the single logit."""
+    return AccumMetric(score.auc, invert_arg=True, to_np=True, name='auc')
 
-    Weight decay is on all of them, since fastai's exemption of biases and norms does not reach a
-    torch optimizer. `precision`: fp32, bf16 or fp16. `accumulate`: batches per optimizer step.
-    """
-    speed.ready_memory(dls.device)
-    device = dls.device.type
-    bf16 = MixedPrecision(amp_mode=AMPMode.BF16) if device == 'cuda' else CPUMixed()
-    half = {'bf16': [bf16], 'fp16': [MixedPrecision(amp_mode=AMPMode.FP16)], 'fp32': []}
-    learn = Learner(
-        dls,
-        model.to(memory_format=torch.channels_last),
-        loss_func=BCEWithLogitsLossFlat(),
-        # fused makes one pass over all weights; else each operation of a step makes its own
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW, fused=device in ('cpu', 'cuda')),
-        wd=wd,
-        # fastai's RocAucBinary would take the softmax of the single logit, which is always 1
-        metrics=AccumMetric(score.auc, invert_arg=True, to_np=True, name='auc'),
-        cbs=half[precision] + ([Accumulate(accumulate)] if accumulate > 1 else []),
-        path=tempfile.gettempdir(),  # where lr_find keeps the weights meanwhile
-        model_dir='.',
-    )
-    learn.remove_cb(ProgressCallback)  # it prints thousands of characters into a log file
-    learn.logger = noop
-    return learn
+
+def half_precision(precision: str) -> list[Callback]:
+    """The callback that trains in bf16 or fp16; none for fp32."""
+    return [] if precision == 'fp32' else [MixedPrecision(amp_mode=AMPMode(precision))]
+
+
+def accumulation(batch_size: int, accumulate: int) -> list[Callback]:
+    """The callback that makes a step of `accumulate` batches of this process; none for 1."""
+    return [] if accumulate == 1 else [GradientAccumulation(batch_size * accumulate)]
 
 
 @contextmanager
@@ -80,37 +64,18 @@ def distributed(learn: Learner) -> Iterator[None]:
         yield
 
 
-def read_range_test(recorder: Recorder, num_it: int) -> tuple[np.ndarray, np.ndarray]:
-    """The rates and fastai's smoothed losses of a range test, (n,) each, while they are finite.
-
-    Raises: RuntimeError where the test made fewer than `num_it` steps, as it would if the loader's
-    length changed after fastai had counted it.
+def suggest_rates(learn: Learner, n_batches: int, path: Path) -> None:
+    """Print the rates that fastai's range test of `n_batches` suggests, and save its plot to
+    `path`. The peak is a tenth of the rate at the lowest loss, and the start a fortieth of the
+    peak, as in the recipe. The model is thrown away.
     """
-    lrs, losses = np.array(recorder.lrs), np.array(recorder.losses, dtype=float)
-    if len(lrs) != num_it:
-        raise RuntimeError(f'the range test made {len(lrs)} of {num_it} steps')
-    finite = np.isfinite(losses)
-    n = len(losses) if finite.all() else int(np.argmin(finite))
-    return lrs[:n], losses[:n]
-
-
-def suggest_rates(lrs: np.ndarray, losses: np.ndarray) -> tuple[float, float]:
-    """The rates to start from and to peak at, from the rates and losses of a range test.
-
-    The peak is a tenth of the rate at the lowest loss. The start is the rate at which the loss has
-    made a tenth of its whole fall, measured from its mean over the first tenth of the test, in
-    which the smoothed loss settles. It is rough and varies by decades from test to test.
-
-    Raises: Stop where the whole fall is no more than two standard deviations of the losses in that
-    first tenth, which noise alone may cause.
-    """
-    settled = len(losses) // 10
-    first, rates, rest = losses[:settled], lrs[settled:], losses[settled:]
-    if settled < 2 or (fall := first.mean() - rest.min()) <= 2 * first.std(ddof=1):
-        raise Stop(
-            'the loss falls no further in this range test than noise would make it; look at the '
-            'images, at --weights and at --batch_size'
-        )
-    lr_max = rates[np.argmin(rest)] / 10
-    has_fallen = rest < first.mean() - 0.1 * fall
-    return float(min(rates[np.argmax(has_fallen)], lr_max)), float(lr_max)
+    with tempfile.TemporaryDirectory() as folder:  # lr_find keeps the weights there meanwhile
+        learn.path = Path(folder)
+        with learn.no_bar(), learn.no_logging():
+            lr_max = learn.lr_find(num_it=n_batches, suggest_funcs=minimum).minimum
+    if np.isnan(np.array(learn.recorder.losses, dtype=float)).any():  # the suggestion is there
+        raise Stop('the loss is NaN in this range test; look at the images and at --weights')
+    with atomic(path) as temporary:
+        plt.savefig(temporary, dpi=120)
+    plt.close()
+    print(f'suggested: --lr_min {lr_max / 40:.1e} --lr_max {lr_max:.1e}; first look at {path}')

@@ -14,23 +14,6 @@ from lib.files import atomic, write_csv
 BLUE, RED = '#3f7fbf', '#d2603a'
 
 
-def draw_range_test(
-    path: Path, lrs: np.ndarray, losses: np.ndarray, lr_min: float, lr_max: float
-) -> None:
-    """Save a range test, loss over learning rate, with the two rates that are suggested, as PNG."""
-    figure = Figure(figsize=(8, 4.5), layout='constrained')
-    axes = figure.add_subplot()
-    axes.plot(lrs, losses, color=BLUE)
-    axes.axvline(lr_min, color=RED, linestyle=':', label=f'--lr_min {lr_min:.1e}')
-    axes.axvline(lr_max, color=RED, linestyle='--', label=f'--lr_max {lr_max:.1e}')
-    # the loss diverges at the end, which would flatten the rest of the curve
-    low, high = losses.min(), losses[: max(2, len(losses) // 4)].max()
-    axes.set_ylim(low - 0.3 * (high - low), high + 1.5 * (high - low))
-    axes.set(xscale='log', xlabel='learning rate', ylabel='smoothed loss', title='LR range test')
-    axes.legend()
-    _save(figure, path)
-
-
 def draw_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
     """Save the rows of a fold's history.csv as PNG: losses, AUC and learning rate by epoch."""
     history = pd.DataFrame(rows)
@@ -63,12 +46,11 @@ def draw_batch(path: Path, x: Any, y: Any, mean: Sequence[float], std: Sequence[
     _save(figure, path)
 
 
-def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> dict[str, Any]:
+def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> str:
     """Save images with their heat maps beside them, as JPEG, and the table of them, heat.csv.
 
     `rows`: image_name, pred, cached and what else is known of the images; `maps`: (n, h, w) logits.
-    The pictures of an earlier call are deleted. Convolutions that pad unevenly move what a cell has
-    seen by up to half a cell. Returns: what all pictures have in common.
+    Returns: a sentence that says what the colours mean.
     """
     cells = ' x '.join(map(str, maps.shape[1:]))
     scale = max(float(np.percentile(abs(maps), 95)), 1e-6)  # the highest cells would pale the rest
@@ -76,18 +58,13 @@ def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> dict[s
         f'red: for melanoma, blue: against it, in full colour from {scale:.3g} logits on; {cells} '
         'cells; it shows where, not why'
     )
-    table = folder / 'heat.csv'
-    if table.exists():
-        for picture in pd.read_csv(table).picture:
-            (folder / Path(picture).name).unlink(missing_ok=True)
-    target = rows.get('target', pd.Series(-1, rows.index))
-    kinds = target.map({1: 'melanoma', 0: 'benign', -1: 'image'}) + rows.pred.map(' {:.4f} '.format)
+    kinds = rows.target.map({1: 'malignant', 0: 'benign'}) + rows.pred.map(' {:.4f} '.format)
     captions = kinds + rows.image_name
-    rows = rows.assign(picture=captions.str.replace(r'[ /]', '_', regex=True) + '.jpg')
+    rows = rows.assign(picture=captions.str.replace(' ', '_') + '.jpg')
     for row, caption, values in zip(rows.itertuples(), captions, maps / scale, strict=True):
         _draw_heat(folder / row.picture, row.cached, values, f'{caption}\n{legend}')
-    write_csv(table, rows.drop(columns=['path', 'cached']).sort_values('picture'))
-    return {'pictures': len(rows), 'cells': cells, 'scale': scale, 'legend': legend}
+    write_csv(folder / 'heat.csv', rows.drop(columns=['path', 'cached']).sort_values('picture'))
+    return f'{len(rows)} images, {legend}'
 
 
 def _draw_heat(path: Path, image: Path, values: np.ndarray, text: str) -> None:

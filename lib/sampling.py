@@ -1,7 +1,11 @@
 """Per-epoch downsampling of the benign majority, without replacement across epochs."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from fastai.vision.all import Callback, TfmdDL
+
+from lib.cli import Stop
 
 
 def draw(n: int, k: int, seed: int, epoch: int) -> np.ndarray:
@@ -21,26 +25,39 @@ def draw(n: int, k: int, seed: int, epoch: int) -> np.ndarray:
 
 
 class Downsample(Callback):
-    """Each epoch trains on every melanoma and `neg_ratio` times as many benign images.
+    """Each epoch trains on every malignant image and `neg_ratio` times as many benign ones.
 
     `targets`: (n,) 0/1 of the rows of `dl`, the training loader. Its length is set at once, since
-    `lr_find` needs it before the first epoch. `neg_ratio` 0 means all images in each epoch.
-    `batch_size`: images per step, in all processes together. More benign images fill the last batch
-    of an epoch, since a smaller step would give its images more weight, and a single image has no
-    batch statistics. Where there are no more benign images, the last batch is left out.
+    `lr_find` needs it before the first epoch. `neg_ratio` 0 means all images in each epoch. A step
+    takes `accumulate` batches of `batch_size` images, in all processes together. More benign images
+    fill the last step of an epoch, since a smaller one would give its images more weight, and a
+    single image has no batch statistics. Where there are no more benign images, it is left out.
+    Raises: Stop where an epoch is smaller than a step of several batches.
     """
 
     def __init__(
-        self, dl: TfmdDL, targets: np.ndarray, neg_ratio: float, seed: int, batch_size: int
+        self,
+        dl: TfmdDL,
+        targets: Sequence[int],
+        neg_ratio: float,
+        seed: int,
+        batch_size: int,
+        accumulate: int = 1,
     ):
+        targets = np.asarray(targets)
         self.positive, self.negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
-        self.seed, self.batch_size = seed, batch_size
+        self.seed, self.of_step = seed, batch_size * accumulate
         n_positive, n_negative = len(self.positive), len(self.negative)
         wanted = max(1, round(neg_ratio * n_positive)) if neg_ratio else n_negative
-        n_batches = min(-(-(n_positive + wanted) // batch_size), len(targets) // batch_size)
         self.k = min(wanted, n_negative)
-        if n_batches * batch_size > n_positive:
-            self.k = n_batches * batch_size - n_positive
+        if accumulate > 1 and n_positive + self.k < self.of_step:
+            raise Stop(
+                f'--accumulate {accumulate} makes steps of {self.of_step} images, and an epoch has '
+                f'{n_positive + self.k}; take a smaller --accumulate or --batch_size'
+            )
+        n_steps = min(-(-(n_positive + wanted) // self.of_step), len(targets) // self.of_step)
+        if n_steps * self.of_step > n_positive:
+            self.k = n_steps * self.of_step - n_positive
         self.loader = dl  # not `dls.train`: with several processes that wraps it
         self.set_epoch(dl, 0)
 
@@ -49,8 +66,8 @@ class Downsample(Callback):
         benign = self.negative[draw(len(self.negative), self.k, self.seed, epoch)]
         rows = np.concatenate([self.positive, benign])
         rows = np.random.default_rng([self.seed, epoch, 1]).permutation(rows)
-        # drop an incomplete last batch, unless it is the only one
-        return rows[: max(len(rows) // self.batch_size, 1) * self.batch_size].tolist()
+        # drop an incomplete last step, unless it is the only one
+        return rows[: max(len(rows) // self.of_step, 1) * self.of_step].tolist()
 
     def set_epoch(self, dl: TfmdDL, epoch: int) -> None:
         """Have `dl` give an epoch's rows; with workers too, which are started afterwards."""
@@ -60,15 +77,3 @@ class Downsample(Callback):
     def before_epoch(self) -> None:
         """Choose the rows of the epoch that begins."""
         self.set_epoch(self.loader, self.epoch)
-
-
-def choose_monitored(targets: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """The rows of a fold that are scored after each epoch: sorted positions in `targets`.
-
-    They are all melanomas, and benign images up to `n` rows, the same in each epoch so that epochs
-    can be compared. A whole fold of the competition has seven times the images of an epoch.
-    """
-    positive, negative = np.flatnonzero(targets == 1), np.flatnonzero(targets == 0)
-    k = min(len(negative), max(n - len(positive), 1))
-    benign = np.random.default_rng(seed).choice(negative, k, replace=False)
-    return np.sort(np.concatenate([positive, benign]))
