@@ -27,10 +27,14 @@ sys.path.insert(0, str(ROOT))
 
 import numpy as np  # noqa: E402
 import pandas as pd  # noqa: E402
+from fastai.vision.all import Learner, noop  # noqa: E402
 
-import infer  # noqa: E402
-import lib  # noqa: E402
-from lib import cli  # noqa: E402
+from lib import augment, cli, files, locks, model, score, tables, tta  # noqa: E402
+from lib import data as loaders  # noqa: E402
+from lib.images import cache  # noqa: E402
+from lib.parts import Part, Settings, claim, list_parts  # noqa: E402
+from lib.runs import Run  # noqa: E402
+from lib.sampling import Downsample  # noqa: E402
 
 LITE0 = 'tf_efficientnet_lite0'
 SMALL = {'arch': LITE0, 'size': 160, 'epochs': 10, 'batch_size': 32, 'lr_max': 1e-3}
@@ -88,7 +92,7 @@ def main(
         cli.check_one_of(names, only=name)
     if not (home / 'folds.csv').exists():
         call('folds.py', '--data', data or 'data', '--home', home)
-    table = lib.tables.read_labelled(home / 'folds.csv')
+    table = tables.read_labelled(home / 'folds.csv')
     for name in wanted:
         if name in ROWS:
             finish_run(home, name, table, weights)
@@ -109,7 +113,7 @@ def call(script: str, *args: Any) -> None:
 
 def finish_run(home: Path, name: str, table: pd.DataFrame, weights: str) -> None:
     """Train and predict the folds of a row of ROWS, and measure it."""
-    row, run = ROWS[name], lib.runs.Run(home / 'runs' / name)
+    row, run = ROWS[name], Run(home / 'runs' / name)
     flags = SMALL | {'home': home, 'name': name, 'weights': weights} | row.flags
     if not flags.get('pretrained', True):
         del flags['weights']
@@ -119,15 +123,14 @@ def finish_run(home: Path, name: str, table: pd.DataFrame, weights: str) -> None
         call('train.py', *words, '--fold', k)
     if run.unfinished(folds):
         return print(f'{name}: {run.describe_unfinished(run.unfinished(folds))}')
-    settings, parts = lib.parts.Settings(**SETTINGS), oof_parts(run, table, folds)
-    for part in lib.parts.claim(parts, settings):
+    settings, parts = Settings(**SETTINGS), oof_parts(run, table, folds)
+    for part in claim(parts, settings):
         print(f'{part}, {settings.n_tta} augmented passes', flush=True)
-        preds = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
-        part.write(*preds, settings, 'fp32')
+        part.write(*predict(part, settings), settings, 'fp32')
     if not all(part.is_made(settings) for part in parts):
-        return print(lib.parts.describe_missing(parts))
+        return print(f'{name}: another process predicts some of it')
     oof = read_parts(parts)
-    seconds = [lib.files.read_json(run.fold(k) / 'run.json')['seconds'] for k in folds]
+    seconds = [files.read_json(run.fold(k) / 'run.json')['seconds'] for k in folds]
     about = {'images': images_seen(run, table), 'minutes': np.median(seconds) / 60}
     base = base_oof(home, table)
     for passes, column in ((15, 'pred'), (0, 'pred_plain')):
@@ -143,7 +146,21 @@ def cli_words(flag: str, value: Any) -> list[str]:
 
 def oof_parts(run: Any, table: pd.DataFrame, folds: Sequence[int]) -> list:
     """A run's parts of held-out images alone: infer.py would predict the test images too."""
-    return [part for part in lib.parts.list_parts(run, table, list(folds)) if part.kind == 'oof']
+    return [part for part in list_parts(run, table) if part.kind == 'oof' and part.k in folds]
+
+
+def predict(part: Part, settings: Settings) -> list[np.ndarray]:
+    """The mean of the augmented passes and the plain pass, (n,) each, as infer.py makes them."""
+    run, draws = part.run.config, tta.SeedBatch([settings.seed, *part.seeds])
+    tfms = [draws, *augment.batch_tfms(run['mean'], run['std'], run['cutout'])]
+    dls = loaders.prediction_dls(part.readable, tfms, settings.batch_size)
+    net = model.load(run['arch'], run['size'], part.weights)
+    net = model.ProbabilityModel(net, run['size'], settings.precision)
+    passes = tta.Passes(draws, settings.n_tta + 1, f'fold {part.k}')
+    learn = Learner(dls, net, loss_func=noop, cbs=passes)
+    with learn.no_bar():
+        preds, _ = learn.tta(n=settings.n_tta, beta=None)
+    return [tta.check_finite(pred, str(part)) for pred in preds]
 
 
 def read_parts(parts: list) -> pd.DataFrame:
@@ -153,7 +170,7 @@ def read_parts(parts: list) -> pd.DataFrame:
 
 def base_oof(home: Path, table: pd.DataFrame) -> pd.DataFrame:
     """The base's predictions, image_name, pred and pred_plain. Raises: Stop where there are none"""
-    parts = oof_parts(lib.runs.Run(home / 'runs' / 'base'), table, range(5))
+    parts = oof_parts(Run(home / 'runs' / 'base'), table, range(5))
     if not all(part.path.exists() for part in parts):
         raise cli.Stop('the base comes first: --only base')
     return read_parts(parts)[['image_name', 'pred', 'pred_plain']]
@@ -163,7 +180,7 @@ def images_seen(run: Any, table: pd.DataFrame) -> int:
     """Training images that fold 0 of a run has seen, in all its epochs together."""
     config, targets = run.config, table.target[table.fold != 0].to_numpy()
     ratio, loader = config['neg_ratio'], SimpleNamespace()
-    lib.sampling.Downsample(loader, targets, ratio, config['seed'], config['batch_size'])
+    Downsample(loader, targets, ratio, config['seed'], config['batch_size'])
     return config['epochs'] * loader.n
 
 
@@ -181,20 +198,21 @@ def keep(
     for source in SOURCES:
         rows = (oof.source == source).to_numpy() | (source == 'all')
         target, group = oof.target[rows].to_numpy(), oof.group[rows].to_numpy()
-        (auc, _), (apart, _) = lib.score.compare_paired(target, [pred[rows], base[rows]], 1, group)
-        figures = {'auc': auc.value, 'low': auc.low, 'high': auc.high}
-        figures |= {'diff': apart.value, 'diff_low': apart.low, 'diff_high': apart.high}
+        apart = score.compare_paired(target, [pred[rows], base[rows]], 1, group).iloc[0]
+        figures = {'auc': apart.auc, 'low': apart.auc_low, 'high': apart.auc_high}
+        figures |= {'diff': apart.difference, 'diff_low': apart.difference_low}
+        figures |= {'diff_high': apart.difference_high}
         melanomas = int(target.sum())
         line = {'row': name, 'change': row.change, 'folds': oof.fold.nunique(), **about}
         line |= {'passes': passes, 'source': source, 'melanomas': melanomas}
         lines.append(line | {k: round(v, 5) for k, v in figures.items()})
-    with lib.locks.held(FIGURES.with_name('.bench_recipe.lock')):
+    with locks.held(FIGURES.with_name('.bench_recipe.lock')):
         new = pd.DataFrame(lines).round({'minutes': 1})
         if FIGURES.exists():
             old = pd.read_csv(FIGURES)
             old = old[(old.row != name) | (old.passes != passes)]
             new = pd.concat([old, new], ignore_index=True)
-        lib.files.write_csv(FIGURES, new)
+        files.write_csv(FIGURES, new)
     print(f'{name}, {passes} passes: {lines[0]}', flush=True)
 
 
@@ -203,17 +221,14 @@ def finish_tta(home: Path, table: pd.DataFrame, weights: str) -> None:
 
     A pass draws the same whatever the number of passes, so that 15 of these are infer.py's own 15.
     """
-    from fastai.vision.all import Learner
-
-    run, folder = lib.runs.Run(home / 'runs' / 'base'), home / 'passes'
+    run, folder = Run(home / 'runs' / 'base'), home / 'passes'
     parts = oof_parts(run, table, range(5))
-    settings = lib.parts.Settings(**SETTINGS | {'n_tta': max(PASSES)})
+    settings = Settings(**SETTINGS | {'n_tta': max(PASSES)})
     paths = {part.k: folder / f'fold{part.k}.csv' for part in parts}
-    locks, get_preds = {folder / f'.{part.k}.lock': part for part in parts}, Learner.get_preds
+    of_lock, get_preds = {folder / f'.{part.k}.lock': part for part in parts}, Learner.get_preds
     rows = pd.concat([part.rows for part in parts])
-    images = lib.images.cache(rows, home, run.config['size'])
-    cached = pd.Series(list(images), index=rows.image_name)
-    for part in lib.locks.claim(locks, lambda part: paths[part.k].exists()):
+    cached = pd.Series(cache(rows, home, run.config['size']), index=rows.image_name)
+    for part in locks.claim(of_lock, lambda part: paths[part.k].exists()):
         passes = []
 
         def record(self: Learner, *args: Any, passes: list = passes, **options: Any) -> Any:
@@ -224,9 +239,9 @@ def finish_tta(home: Path, table: pd.DataFrame, weights: str) -> None:
         part = replace(part, rows=part.rows.assign(cached=part.rows.image_name.map(cached)))
         print(f'{part}, {settings.n_tta} augmented passes', flush=True)
         with mock.patch.object(Learner, 'get_preds', record):
-            infer.predict(part, settings, precision='fp32', workers=None, compile=False)
+            predict(part, settings)
         columns = {f'pass{i}': pred for i, pred in enumerate(passes)}  # the plain pass comes last
-        lib.files.write_csv(paths[part.k], part.rows[['image_name']].assign(**columns))
+        files.write_csv(paths[part.k], part.rows[['image_name']].assign(**columns))
     if not all(path.exists() for path in paths.values()):
         return print('tta: another process is at the rest')
     base, oof = base_oof(home, table), read_parts(parts)
@@ -244,11 +259,11 @@ def finish_fastai(home: Path, table: pd.DataFrame, weights: str) -> None:
     import fastai.vision.all as fastai
 
     size, folds = SMALL['size'], range(FASTAI.n_folds)
-    cached = list(lib.images.cache(table, home, size))
+    cached = cache(table, home, size)
     table = table.assign(cached=cached, label=table.target.map({0: 'benign', 1: 'melanoma'}))
     paths = {k: home / 'fastai' / f'fold{k}.csv' for k in folds}
     of_lock = {home / 'fastai' / f'.{k}.lock': k for k in folds}
-    for k in lib.locks.claim(of_lock, lambda k: paths[k].exists()):
+    for k in locks.claim(of_lock, lambda k: paths[k].exists()):
         fastai.set_seed(k)
         frame = table.assign(is_valid=table.fold == k).reset_index(drop=True)
         dls = fastai.ImageDataLoaders.from_df(
@@ -262,9 +277,9 @@ def finish_fastai(home: Path, table: pd.DataFrame, weights: str) -> None:
             learn.fine_tune(2)
             melanoma = dls.vocab.o2i['melanoma']
             pred, plain = learn.tta()[0], learn.get_preds()[0]
-        rows = frame[frame.is_valid][lib.tables.OOF_COLUMNS]
+        rows = frame[frame.is_valid][tables.OOF_COLUMNS]
         columns = {'pred': pred[:, melanoma].numpy(), 'pred_plain': plain[:, melanoma].numpy()}
-        lib.files.write_csv(paths[k], rows.assign(**columns))
+        files.write_csv(paths[k], rows.assign(**columns))
     if not all(path.exists() for path in paths.values()):
         return print('fastai: another process is at the rest')
     oof, base = pd.concat(map(pd.read_csv, paths.values())), base_oof(home, table)
@@ -279,12 +294,12 @@ def finish_blends(home: Path, table: pd.DataFrame, weights: str) -> None:
     folder, oofs = home / 'miniature', {}
     folds = range(min(ROWS[name].n_folds for name in MEMBERS))
     for name in MEMBERS:
-        parts = oof_parts(lib.runs.Run(home / 'runs' / name), table, folds)
+        parts = oof_parts(Run(home / 'runs' / name), table, folds)
         if not all(part.path.exists() for part in parts):
             return print(f'blends: {name} is not predicted yet')
         oofs[name] = read_parts(parts)
-        lib.files.write_csv(folder / 'runs' / name / 'oof.csv', oofs[name])
-    best = max(oofs, key=lambda n: lib.score.auc(oofs[n].target, oofs[n].pred))
+        files.write_csv(folder / 'runs' / name / 'oof.csv', oofs[name])
+    best = max(oofs, key=lambda n: score.auc(oofs[n].target, oofs[n].pred))
     for how in ('mean', 'rank', 'greedy', 'stack'):
         call('blend.py', '--home', folder, '--how', how)
         oof = pd.read_csv(folder / 'report' / 'oof.csv').merge(

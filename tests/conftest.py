@@ -1,6 +1,7 @@
 """What several test files need: a small home with two runs, and the scripts as commands."""
 
 import contextlib
+import gc
 import hashlib
 import io
 import os
@@ -19,14 +20,40 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `python -m pytest` from anywhere
 SHARED = ROOT.parent / 'shared'
 QUICK = ['--arch', 'test_resnet', '--nopretrained', '--size', 64]  # of train.py; --epochs beside it
+CONFIG = {  # a run's config.json
+    'arch': 'test_resnet', 'pretrained': False, 'size': 64, 'cutout': False, 'seed': 0,
+    'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x', 'command': 'python train.py',
+}  # fmt: skip
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may ask a hub
+os.environ.setdefault('OMP_NUM_THREADS', '1')  # networks as small as these only wait for threads
 
 
 def contents(folder: Path) -> dict[str, str]:
     """The hash of every file under a folder, less the locks, which name their last holder."""
     paths = [p for p in sorted(folder.rglob('*')) if p.is_file() and not p.name.endswith('.lock')]
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in paths}
+
+
+def oof(n: int = 400, groups: int = 80, seed: int = 0, rate: float = 0.3):
+    """Out-of-fold predictions of n images in groups: higher where malignant, in five folds."""
+    import numpy as np
+    import pandas as pd
+
+    rng = np.random.default_rng(seed)
+    target = (rng.random(n) < rate).astype(int)
+    group = rng.integers(groups, size=n)
+    pred = 1 / (1 + np.exp(-rng.normal(1.5 * target - 1, 1)))
+    names = [f'I{i:05d}' for i in range(n)]
+    known = {'image_name': names, 'target': target, 'group': [f'G{g:04d}' for g in group]}
+    known |= {'patient_id': known['group'], 'source': 'competition', 'fold': group % 5}
+    return pd.DataFrame(known | {'pred': pred})
+
+
+def start(name: str, *args: object, **options: object) -> subprocess.Popen:
+    """A script as a process of its own, to be killed or stopped; its output is to be read."""
+    command = [sys.executable, str(ROOT / name), *map(str, args)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options)
 
 
 class Malicious:
@@ -57,6 +84,8 @@ def script():
         command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         os.chdir(cwd)
+        if 'fastai.vision.all' in sys.modules and not gc.get_freeze_count():
+            gc.freeze()  # lib collects garbage often, and the modules hold a million objects
         try:
             with (
                 contextlib.redirect_stdout(out),
@@ -158,7 +187,7 @@ def copy(home, tmp_path) -> Path:
 
 @pytest.fixture(scope='session')
 def noise(tmp_path_factory):
-    """40 images of noise, 64 x 64, the 16 melanomas a little darker, in folds 0 and 1.
+    """40 images of noise, 64 x 64, the 16 melanomas a little darker: 25 in fold 1, 15 in fold 0.
 
     A table as train.py has it once the images are cached: `cached` is the path of each.
     """
@@ -175,3 +204,49 @@ def noise(tmp_path_factory):
         pixels = rng.integers(0, 256 - 3 * target, (64, 64, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(path)
     return rows
+
+
+@pytest.fixture(scope='session')
+def noise_home(noise, tmp_path_factory) -> Path:
+    """A home with `noise` as its folds.csv, and no run; each test is to name its own."""
+    from lib import tables
+
+    home = tmp_path_factory.mktemp('noise_home')
+    table = noise.assign(split='train', path=noise.cached).reindex(columns=tables.COLUMNS)
+    (home / 'folds.csv').write_text(tables.format_folds(table))
+    return home
+
+
+@pytest.fixture
+def fitted(script, noise_home, monkeypatch):
+    """`fitted('--wd', .03, cbs=[...])`: the Learner of fold 0 that train.py itself has fitted, with
+    more callbacks and batches of 4. `learn.said` is what was printed, and `learn.figures` what was
+    drawn, by the names of the files, which are not made since that takes longer than the rest.
+
+    The run is a new one unless it `goes_on`. `status`: what the command must end with.
+    """
+    from fastai.vision.all import Learner
+
+    fit = Learner.fit_one_cycle
+
+    def run(*flags, name='r', epochs=2, cbs=(), goes_on=False, status=0):
+        learners, figures = [], {}
+
+        def noted(self, *args, **options):
+            learners.append(self)
+            return fit(self, *args, **options | {'cbs': [*options['cbs'], *cbs]})
+
+        if not goes_on:
+            shutil.rmtree(noise_home / 'runs' / name, ignore_errors=True)
+        command = ['train.py', '--home', noise_home, '--name', name, '--fold', 0]
+        command += ['--batch_size', 4, '--epochs', epochs, *flags]
+        with monkeypatch.context() as patch:
+            patch.setattr(Learner, 'fit_one_cycle', noted)
+            patch.setattr('lib.pictures._save', lambda f, path: figures.update({path.name: f}))
+            done = script(*command, *([] if '--weights' in flags else QUICK))
+        assert done.returncode == status, done.stdout + done.stderr
+        (learn,) = learners
+        learn.said, learn.figures = done.stdout + done.stderr, figures
+        return learn
+
+    return run

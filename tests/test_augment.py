@@ -2,6 +2,7 @@
 
 import torch
 from fastai.vision.all import Pipeline, TensorImage
+from kornia.constants import Resample, SamplePadding
 
 from lib.augment import Augment, batch_tfms
 
@@ -31,7 +32,7 @@ def test_the_order_is_the_recipes():
     steps = Pipeline(batch_tfms(MEAN, STD, cutout=True)).fs
     inner = [m for step in steps for m in (step.modules if type(step) is Augment else [step])]
     recipe = 'IntToFloatTensor RandomAffine RandomHorizontalFlip ColorJiggle Normalize'
-    assert [type(m).__name__ for m in inner] == [*recipe.split(), 'RandomErasing', 'ChannelsLast']
+    assert [type(m).__name__ for m in inner] == [*recipe.split(), 'RandomErasing']
     assert 'RandomErasing' not in modules(cutout=False)
 
 
@@ -59,6 +60,24 @@ def test_what_is_drawn_stays_in_the_recipes_ranges_and_fills_them():
     erased = drawn['RandomErasing']
     share = erased['widths'] * erased['heights'] / 32**2
     assert share.min() >= 0.01 and share.max() <= 0.11  # whole pixels of .02 to .1
+    ratio = erased['widths'] / erased['heights']
+    assert 0.2 < ratio.min() < 0.5 and 2 < ratio.max() < 4  # rectangles, lying and upright
+
+
+def test_what_comes_in_from_outside_is_black_and_pixels_are_interpolated():
+    torch.manual_seed(0)
+    affine, half = modules()['RandomAffine'], torch.zeros(1, 3, 32, 32)
+    half[..., 16:] = 1
+    for x in (torch.ones(1, 3, 32, 32), half):
+        turned = affine(
+            x, params=affine.forward_parameters(x.shape) | {'angle': torch.tensor([45.0])}
+        )
+        assert (turned[..., [0, 0, -1, -1], [0, -1, 0, -1]] == 0).all()
+        assert turned.max() == 1
+    between = ((turned > 0.01) & (turned < 0.99)).float().mean()
+    assert 0.02 < between < 0.2  # along the edges
+    assert affine.flags['resample'] == Resample.BILINEAR
+    assert affine.flags['padding_mode'] == SamplePadding.ZEROS
 
 
 def test_brightness_is_added_not_multiplied():
@@ -91,8 +110,6 @@ def test_it_is_drawn_in_training_and_tta_only():
     assert torch.allclose(plain, normalized(batch()), atol=1e-6)
     augmented = Pipeline(steps, split_idx=0)(batch())
     assert not torch.allclose(plain, augmented, atol=0.1) and augmented.min() < -1  # normalized
-    assert plain.is_contiguous(memory_format=torch.channels_last)
-    assert augmented.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_cutout_leaves_the_mean_colour():

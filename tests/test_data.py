@@ -1,6 +1,7 @@
 """Rows of a table as DataLoaders: which rows, in which order, augmented or not, read by whom."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,48 +13,53 @@ from lib.cli import Stop
 STATS = ((0.5,) * 3, (0.5,) * 3)
 
 
-def training_dls(noise, neg_ratio=1.0, batch_size=4):
-    return data.training_dls(noise, 0, batch_tfms(*STATS), batch_size, neg_ratio, seed=0, workers=0)
+def training_dls(noise, batch_size=4):
+    train, held_out = noise[noise.fold != 0], noise[noise.fold == 0]
+    return data.training_dls(train, held_out, batch_tfms(*STATS), batch_size, workers=0)
 
 
-def plain(noise, at) -> torch.Tensor:
+def plain(rows) -> torch.Tensor:
     """The images of rows as the model is to see them without augmentation: (n, 3, 64, 64)."""
-    pixels = np.stack([np.array(Image.open(path)) for path in noise.cached.iloc[at]])
+    pixels = np.stack([np.array(Image.open(path)) for path in rows.cached])
     return (torch.tensor(pixels).permute(0, 3, 1, 2) / 255 - 0.5) / 0.5
 
 
-def test_a_fold_is_trained_on_the_other_folds_images(noise):
-    dls, downsample = training_dls(noise, neg_ratio=0)
-    assert dls.train.n == (noise.fold != 0).sum() // 4 * 4 and downsample.loader is dls.train
-    targets = torch.cat([y for _, y in dls.train])
-    assert targets.sum() == noise.target[noise.fold != 0].sum()
-    dls.train.get_idxs, dls.train.n = (lambda: [0, 24]), 2
-    with dls.train.dataset.set_split_idx(1):  # the first and the last row of the other fold
-        assert torch.allclose(dls.train.one_batch()[0], plain(noise, [0, 24]), atol=1e-6)
+def test_a_loader_gives_the_rows_of_its_table_with_their_own_targets(noise):
+    dls = training_dls(noise)
+    dls.train.get_idxs = lambda: range(25)  # not shuffled
+    for dl, rows in ((dls.train, noise[noise.fold != 0]), (dls.valid, noise[noise.fold == 0])):
+        with dl.dataset.set_split_idx(1):  # without augmentation
+            x, y = (torch.cat(parts) for parts in zip(*dl, strict=True))
+        assert torch.allclose(x, plain(rows), atol=1e-6) and y.tolist() == rows.target.tolist()
+    dl = data.prediction_dls(noise, batch_tfms(*STATS), 16, 0).valid
+    x = torch.cat([x for (x,) in dl])
+    assert torch.allclose(x, plain(noise), atol=1e-6)  # all of them, in order, and no target
 
 
-def test_the_monitored_rows_cost_less_than_the_epoch_and_hold_all_melanomas(noise):
-    dls, _ = training_dls(noise)
-    held_out = noise[noise.fold == 0]
-    melanomas = held_out.target.sum()
-    assert len(dls.valid.dataset) == max(dls.train.n // 2, melanomas + 1) < len(held_out)
-    targets = torch.cat([y for _, y in dls.valid])
-    assert targets.sum() == melanomas
+def test_the_monitored_rows_are_all_melanomas_and_four_benign_images_for_each():
+    held_out = pd.DataFrame({'target': [0, 1, *[0] * 50, 1]}, index=range(100, 153))
+    rows = data.choose_monitored(held_out)
+    assert rows.target.tolist().count(1) == 2 and len(rows) == 10 == rows.index.nunique()
+    assert rows.index.is_monotonic_increasing and rows.index[:2].tolist() != [100, 101]
+    pd.testing.assert_frame_equal(rows, data.choose_monitored(held_out))  # in each epoch
+    assert len(data.choose_monitored(held_out[:5])) == 5  # there are no more
+    assert len(data.choose_monitored(held_out[held_out.target == 0])) == 1
 
 
 def test_training_batches_are_augmented_and_scored_ones_are_not(noise):
-    dls, _ = training_dls(noise)
-    images = plain(noise, slice(None))  # normalized: pretrained or not, training too begins there
+    dls = training_dls(noise)
+    images = plain(noise)  # normalized: pretrained or not, training too begins there
     for dl, augmented in ((dls.train, True), (dls.valid, False)):
         batch = dl.one_batch()[0]
         as_it_is = [any(torch.allclose(x, image, atol=1e-6) for image in images) for x in batch]
-        assert as_it_is == [not augmented] * 4
+        assert as_it_is == [not augmented] * len(batch)
+        assert len(batch) == (4 if augmented else 15)
 
 
 def test_processes_of_a_launcher_share_a_batch_equally_or_are_refused(noise, monkeypatch):
     monkeypatch.setattr(ranks, 'WORLD', 2)
-    dls, _ = training_dls(noise, batch_size=8)
-    assert dls.train.bs == dls.valid.bs == 4
+    dls = training_dls(noise, batch_size=8)
+    assert (dls.train.bs, dls.valid.bs) == (4, 16)
     monkeypatch.setattr(ranks, 'WORLD', 3)
     for size in (8, 3):
         with pytest.raises(Stop, match=f'--batch_size {size} must be two or more for each of 3'):

@@ -3,9 +3,10 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from lib import files
+from lib import files, ranks
 from lib.cli import Stop
 
 
@@ -29,26 +30,6 @@ def test_what_a_killed_process_left_half_written_is_gone_after_the_next_try(tmp_
     assert path.read_text() == 'new' and list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / 'deep' / 'a'
-    for name in ('old', 'new'):
-        with files.atomic_folder(path) as folder:
-            (folder / name).write_text(name)
-            assert not (path / 'new').exists()
-    with pytest.raises(ZeroDivisionError), files.atomic_folder(path) as folder:
-        (folder / 'half').write_text('half')
-        1 / 0  # noqa: B018
-    assert [p.name for p in path.iterdir()] == ['new'] and list(path.parent.iterdir()) == [path]
-
-
-def test_json_is_pythons_own_and_what_json_has_not_is_null(tmp_path):
-    path = tmp_path / 'a.json'
-    data = {1: np.float32(0.5), 'b': [np.int64(2), float('nan'), np.array([1.5, np.inf])]}
-    files.write_json(path, data)
-    assert json.loads(path.read_text()) == {'1': 0.5, 'b': [2, None, [1.5, None]]}
-    assert files.read_json(path) == json.loads(path.read_text())
-
-
 @pytest.mark.parametrize('text', ['{', '[1]', '[' * 100_000, '', '"a"', None])
 def test_json_that_is_broken_is_named(text, tmp_path):
     path = tmp_path / 'config.json'
@@ -56,3 +37,21 @@ def test_json_that_is_broken_is_named(text, tmp_path):
         path.write_text(text)
     with pytest.raises(Stop, match=r'config\.json'):
         files.read_json(path)
+
+
+def test_json_is_pythons_own_and_what_json_has_not_is_null(tmp_path):
+    path, rows = (
+        tmp_path / 'a.json',
+        pd.DataFrame({'auc': [0.5, np.nan]}, pd.Index([3, 4], name='k')),
+    )
+    data = {1: np.float32(0.5), 'b': [np.int64(2), float('nan'), np.array([1.5, np.inf])]}
+    files.write_json(path, data | {'rows': rows, 'no': None, 'yes': True})
+    made = json.loads(path.read_text())
+    assert made.pop('rows') == [{'k': 3, 'auc': 0.5}, {'k': 4, 'auc': None}]
+    assert made == {'1': 0.5, 'b': [2, None, [1.5, None]], 'no': None, 'yes': True}
+
+
+def test_a_process_that_follows_another_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(ranks, 'following', True)
+    files.write_text(tmp_path / 'deep' / 'a.csv', 'text')
+    assert not list(tmp_path.iterdir())

@@ -57,77 +57,12 @@ def test_a_rotated_photograph_is_shown_upright_and_other_modes_become_rgb(tmp_pa
     upright.convert('L').save(tmp_path / 'grey.jpg')
     upright.convert('CMYK').save(tmp_path / 'cmyk.jpg')
     upright.convert('P').save(tmp_path / 'palette.png')
-    grey = np.asarray(upright.convert('L'), np.uint16) * 257
-    Image.fromarray(grey).save(tmp_path / '16bit.png')
-    clear = Image.new('RGBA', (64, 64), (0, 0, 0, 0))  # black that a viewer does not show
-    clear.paste((0, 0, 0, 255), (0, 0, 64, 32))
-    clear.save(tmp_path / 'transparent.png')
+    sixteen_bits = np.asarray(upright.convert('L'), np.uint16) * 257
+    Image.fromarray(sixteen_bits).save(tmp_path / '16bit.png')
     for path in sorted(tmp_path.iterdir()):
         pixels = np.asarray(images.square(path, 64), int)
         assert pixels.shape == (64, 64, 3)
         assert pixels[:28].mean() < 20 and pixels[36:].mean() > 235, path
-
-
-def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
-    source = tmp_path / 'a.png'
-    Image.new('RGB', (80, 80), 'white').save(source)
-    table = list_images(source)
-    (made,) = images.cache(table, tmp_path, 64)
-    inode = made.stat().st_ino
-    assert images.cache(table, tmp_path, 64) == [made] and made.stat().st_ino == inode
-
-    before = source.stat()
-    Image.new('RGB', (90, 90), 'black').save(source)
-    assert source.stat().st_size != before.st_size
-    os.utime(source, ns=(before.st_mtime_ns, before.st_mtime_ns))  # another size, the same time
-    images.cache(table, tmp_path, 64)
-    assert np.asarray(Image.open(made)).max() == 0
-
-    made.unlink()
-    images.cache(table, tmp_path, 64)
-    assert made.exists()
-
-
-@pytest.mark.parametrize('step', [100, 10**3, 10**6, 10**7, 10**9, 2 * 10**9])
-def test_the_cache_stays_good_where_the_file_system_keeps_coarser_times(step, tmp_path, capsys):
-    source = tmp_path / 'a.png'
-    Image.new('RGB', (80, 80)).save(source)
-    for n_made in (1, 0):
-        (made,) = images.cache(list_images(source), tmp_path, 64)
-        assert ('1 images to resize' in capsys.readouterr().out) == n_made
-        time = made.stat().st_mtime_ns // step * step
-        os.utime(made, ns=(time, time))
-    os.utime(source, ns=(time + 3 * 10**9,) * 2)  # another time
-    images.cache(list_images(source), tmp_path, 64)
-    assert '1 images to resize' in capsys.readouterr().out
-
-
-def test_a_jpeg_of_the_right_size_is_taken_as_it_is(tmp_path):
-    Image.new('RGB', (64, 64), 'red').save(tmp_path / 'a.jpg', quality=30)
-    (made,) = images.cache(list_images(tmp_path / 'a.jpg'), tmp_path, 64)
-    assert made.read_bytes() == (tmp_path / 'a.jpg').read_bytes()
-
-
-def test_a_run_goes_without_the_images_that_were_left_out_and_a_fold_is_never_left_empty(
-    tmp_path, capsys
-):
-    paths = [tmp_path / f'{name}.png' for name in 'abcde']
-    for path in paths:
-        Image.new('RGB', (64, 64)).save(path)
-    table = list_images(*paths).assign(fold=[0, 0, 0, 1, 1])
-    rows, names = images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=False)
-    assert rows.image_name.tolist() == ['a', 'c', 'd', 'e'] and names == ['b']
-    assert rows.index.tolist() == [0, 1, 2, 3] and all(path.is_file() for path in rows.cached)
-    assert not (tmp_path / 'cache' / '64' / 's' / 'b.jpg').exists()
-
-    paths[3].write_bytes(b'no picture')
-    with pytest.raises(Stop, match=r'(?s)1 images cannot be read.*--skip_bad'):
-        images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=False)
-    rows, names = images.prepare(table, tmp_path, 64, skipped=['b'], skip_bad=True)
-    assert rows.image_name.tolist() == ['a', 'c', 'e'] and names == ['b', 'd']
-    assert 'd.png' in capsys.readouterr().out
-    with pytest.raises(Stop, match='a fold is left without'):
-        images.prepare(table, tmp_path, 64, skipped=['e'], skip_bad=True)
 
 
 def test_16_bits_are_scaled_and_not_clipped(tmp_path):
@@ -137,6 +72,96 @@ def test_16_bits_are_scaled_and_not_clipped(tmp_path):
     assert np.abs(pixels - ramp[0] / 257).max() <= 1
 
 
+def test_what_is_there_is_not_made_again_until_its_source_changes(tmp_path):
+    source = tmp_path / 'a.png'
+
+    def write(colour, size, time):
+        Image.new('RGB', (80, 80), colour).save(source)
+        source.write_bytes(source.read_bytes().ljust(size, b'\0'))  # behind the image's end
+        os.utime(source, (time, time))
+
+    def cached() -> tuple:
+        (made,) = images.cache(list_images(source), tmp_path, 64)
+        with Image.open(made) as image:
+            return made, made.stat().st_ino, image.getpixel((9, 9))
+
+    write('#600000', 1000, 10**9)
+    made, inode, _ = cached()
+    assert cached()[:2] == (made, inode)
+    write('#006000', 1000, 10**9 + 2)
+    assert cached()[2][1] > 80
+    write('#000060', 1000, 10**9 - 10**6)  # an older image in its place
+    assert cached()[2][2] > 80
+    write('#600000', 1002, 10**9 - 10**6)  # another one of the same time
+    assert cached()[2][0] > 80
+
+    made.unlink()
+    assert cached()[0].exists()
+    source.unlink()  # the images may be on another machine
+    assert cached()[0] == made
+
+
+@pytest.mark.parametrize('step', [1, 10**9, 2 * 10**9])  # nanoseconds
+def test_the_cache_stays_good_where_the_file_system_keeps_coarser_times(step, tmp_path, capsys):
+    source = tmp_path / 'a.png'
+    Image.new('RGB', (80, 80)).save(source)
+    for n_made in (1, 0):
+        (made,) = images.cache(list_images(source), tmp_path, 64)
+        assert ('1 images to resize' in capsys.readouterr().out) == n_made
+        time = made.stat().st_mtime_ns // step * step
+        os.utime(made, ns=(time, time))
+
+
+def test_a_jpeg_of_the_right_size_is_taken_as_it_is_and_another_made_in_high_quality(tmp_path):
+    Image.new('RGB', (64, 64), 'red').save(tmp_path / 'a.jpg', quality=30)
+    Image.new('RGB', (80, 80), 'red').save(tmp_path / 'b.jpg', quality=30)
+    Image.new('RGB', (80, 80), 'red').save(tmp_path / 'witness.jpg', quality=95)
+    paths = images.cache(list_images(tmp_path / 'a.jpg', tmp_path / 'b.jpg'), tmp_path, 64)
+    assert paths[0].read_bytes() == (tmp_path / 'a.jpg').read_bytes()
+    with Image.open(paths[1]) as made, Image.open(tmp_path / 'witness.jpg') as witness:
+        assert made.quantization == witness.quantization
+
+
+def test_a_jpeg_of_the_right_size_that_lies_on_its_head_is_turned(tmp_path):
+    upright, exif = Image.new('RGB', (64, 64), 'white'), Image.Exif()
+    upright.paste('black', (0, 0, 64, 32))
+    exif[ExifTags.Base.Orientation] = 3
+    upright.rotate(180).save(tmp_path / 'a.jpg', exif=exif, quality=95)
+    (made,) = images.cache(list_images(tmp_path / 'a.jpg'), tmp_path, 64)
+    with Image.open(made) as image:  # as training reads it, which heeds no such flag
+        pixels = np.asarray(image, int)
+    assert pixels[:28].mean() < 20 and pixels[36:].mean() > 235
+
+
+def test_a_jpeg_of_the_right_size_that_is_cut_off_is_refused(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / 'a.jpg', quality=95)
+    whole = (tmp_path / 'a.jpg').read_bytes()
+    (tmp_path / 'a.jpg').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(Stop, match=r'1 images cannot be read:\n.*a\.jpg: .*truncated'):
+        images.cache(list_images(tmp_path / 'a.jpg'), tmp_path, 64)
+    assert not list(tmp_path.rglob('cache/**/*.jpg'))
+
+
+def test_images_of_two_sizes_lie_side_by_side(tmp_path):
+    Image.new('RGB', (90, 80)).save(tmp_path / 'a.png')
+    paths = [images.cache(list_images(tmp_path / 'a.png'), tmp_path, size)[0] for size in (64, 72)]
+    sizes = [Image.open(path).size for path in paths]
+    assert sizes == [(64, 64), (72, 72)]
+
+
+def test_an_image_that_cannot_be_read_is_none_where_it_may_fail_unless_all_do(tmp_path, capsys):
+    Image.new('RGB', (80, 80)).save(tmp_path / 'a.png')
+    (tmp_path / 'b.png').write_bytes(b'no picture')
+    table = list_images(tmp_path / 'a.png', tmp_path / 'b.png')
+    (made, none) = images.cache(table, tmp_path, 64, may_fail=True)
+    assert made.exists() and none is None and 'b.png: cannot' in capsys.readouterr().out
+    with pytest.raises(Stop, match=r'(?s)1 images cannot be read.*b\.png.*exclude\.txt'):
+        images.cache(table, tmp_path, 64)
+    with pytest.raises(Stop, match='1 images cannot be read'):
+        images.cache(table[1:], tmp_path, 64, may_fail=True)
+
+
 @pytest.mark.parametrize('size', [(1, 1), (30_000, 1)])
 def test_an_image_a_pixel_high_is_read_as_it_is(size, tmp_path):
     Image.new('RGB', size, (200, 100, 50)).save(tmp_path / 'a.png')
@@ -144,7 +169,7 @@ def test_an_image_a_pixel_high_is_read_as_it_is(size, tmp_path):
     assert pixels.shape == (64, 64, 3) and (pixels == (200, 100, 50)).all()
 
 
-def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone(tmp_path, capsys):
+def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone(tmp_path):
     Image.new('RGB', (80, 80)).save(tmp_path / 'a.png')
     with files.atomic(tmp_path / 'cache' / '64' / 's' / 'a.jpg') as half:
         half.touch()
@@ -154,10 +179,9 @@ def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone
         threading.Timer(0.5, process.kill).start()
         (made,) = images.cache(list_images(tmp_path / 'a.png'), tmp_path, 64)
     assert np.asarray(Image.open(made)).shape == (64, 64, 3) and not half.exists()
-    assert f'process {process.pid} on' in capsys.readouterr().out
 
 
-def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, capsys):
+def test_hidden_files_and_other_formats_are_passed_over(tmp_path):
     names = ['b.JPG', 'a/c.png', '._b.jpg', '.hidden/d.jpg', 'e.tif', 'a/f.TIF', 'g.webp', 'notes']
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -165,26 +189,7 @@ def test_hidden_files_are_passed_over_and_other_formats_are_counted(tmp_path, ca
     table = images.list_images(tmp_path)
     assert table.image_name.tolist() == ['a/c.png', 'b.JPG']
     assert table.path.tolist() == [str(tmp_path / name) for name in table.image_name]
-    printed = capsys.readouterr().out
-    assert '2 .tif, 1 .webp, 1 without a suffix\n' in printed and 'jpg' not in printed.lower()
     assert images.list_images(tmp_path / 'a' / 'c.png').image_name.tolist() == ['c.png']
-    assert capsys.readouterr().out == ''
     (tmp_path / 'a' / 'c.png').unlink()
     with pytest.raises(Stop, match='no JPEG or PNG image'):
         images.list_images(tmp_path / 'a')
-
-
-def test_an_image_of_another_format_is_told_which_are_read(tmp_path):
-    Image.new('RGB', (64, 64)).save(tmp_path / 'a.tif')
-    with pytest.raises(Stop, match=r'a\.tif: it is neither a JPEG nor a PNG image'):
-        images.cache(images.list_images(tmp_path / 'a.tif'), tmp_path, 64)
-
-
-def test_a_file_name_with_control_characters_is_printed_in_escapes(tmp_path, capsys):
-    path = tmp_path / 'a\x1b[31m\n.jpg'
-    path.write_text('no picture')
-    with pytest.raises(Stop, match=r'\\x1b\[31m\\n\.jpg'):
-        images.cache(list_images(path), tmp_path, 64)
-    (tmp_path / 'b.\x1b').touch()
-    images.list_images(tmp_path)
-    assert r"1 '.\x1b'" in capsys.readouterr().out

@@ -35,7 +35,7 @@ def test_its_training_goes_on_there_and_other_rows_are_refused(moved, ok, refusa
     table.to_csv(moved / 'folds.csv', index=False)
     for command in (['infer.py', '--home', moved], ['blend.py', '--home', moved]):
         assert 'another' in refusal(*command) and 'folds.csv' in refusal(*command)
-    assert 'folds.csv has changed' in refusal(*train, '--name', 'twin')
+    assert 'another' in refusal(*train, '--name', 'twin')
 
 
 def test_other_test_images_alone_are_predicted_anew(moved, ok, refusal):
@@ -46,8 +46,8 @@ def test_other_test_images_alone_are_predicted_anew(moved, ok, refusal):
         rows[rows.image_name != rows.image_name.min()].to_csv(data / name, index=False)
     before = pd.read_csv(home / 'runs' / 'twin' / 'test.csv').set_index('image_name').pred_plain
     shutil.rmtree(home / 'cache', ignore_errors=True)
-    assert 'stay good' in ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
-    assert 'other test images' in refusal('blend.py', '--home', home, '--only', 'twin')
+    ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
+    assert 'for other test images' in refusal('blend.py', '--home', home, '--only', 'twin')
     out = ok('infer.py', '--home', home, '--n_tta', 2, '--only', 'twin')
     assert '11 images to resize' in out  # none of those that are predicted already
     assert out.count('augmented passes') == 2 and 'oof images' not in out
@@ -57,17 +57,12 @@ def test_other_test_images_alone_are_predicted_anew(moved, ok, refusal):
     assert set(pd.read_csv(home / 'submission.csv').image_name) == {*after.index} < {*before.index}
 
 
-def test_what_is_suggested_names_the_run_where_it_is_now(moved, ok, refusal):
+def test_what_is_suggested_names_the_run_where_it_is_now(moved, ok, script):
     (moved / 'runs' / 'twin').rename(moved / 'runs' / 'renamed')
     (moved / 'runs' / 'renamed' / 'fold1' / 'oof.csv').unlink()
-    command = refusal('blend.py', '--home', moved, '--only', 'renamed').split('trained: ')[1]
+    said = script('infer.py', '--home', moved, '--only', 'renamed').stdout
+    command = said.split('by: ')[1].splitlines()[0]
     words = shlex.split(command)
     assert words[words.index('--home') + 1] == str(moved)
     assert words[words.index('--name') + 1] == 'renamed' and words.count('--name') == 1
     assert 'fold 1 epoch' in ok(*words[1:])  # and the command does what it says
-
-    weights = moved / 'runs' / 'renamed' / 'fold1' / 'model.safetensors'
-    shutil.copy(moved / 'runs' / 'renamed' / 'fold0' / 'model.safetensors', weights)
-    command = refusal('blend.py', '--home', moved, '--only', 'renamed')
-    assert 'trained again' in command
-    assert command.rstrip().endswith('--n_tta 2 --seed 0 --batch_size 32')

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import CONFIG
 
 from lib import files, parts
 from lib.cli import Stop
@@ -13,7 +14,6 @@ from lib.parts import Settings
 from lib.runs import WEIGHTS, Run
 
 SETTINGS = Settings(n_tta=2, seed=0, batch_size=8, precision='auto')
-CONFIG = {'arch': 'a', 'size': 64, 'mean': [0.5] * 3, 'std': [0.5] * 3, 'folds_sha256': 'x'}
 NAMES = ['I1', 'I2', 'I3', 'I4', '007', '008']  # the last two are test images
 
 
@@ -26,29 +26,32 @@ def table() -> pd.DataFrame:
 @pytest.fixture
 def run(tmp_path, monkeypatch) -> Run:
     """A run with the weights of two folds, whose images need no cache."""
-    monkeypatch.setattr(parts, 'cache', lambda rows, home, size: rows.image_name.tolist())
+    monkeypatch.setattr(parts, 'cache', lambda rows, home, size, may_fail: [*rows.image_name])
     run = Run(tmp_path / 'runs' / 'r')
     files.write_json(run.folder / 'config.json', CONFIG)
     for k in (0, 1):
         files.write_text(run.fold(k) / WEIGHTS, f'weights {k}')
+        files.write_text(run.fold(k) / 'oof.csv', 'of train.py')
     return run
 
 
 def of(run) -> list[parts.Part]:
     """The parts as another process sees them, which has read no weights yet."""
-    return parts.list_parts(run, table(), [0, 1])
+    return parts.list_parts(run, table())
 
 
-def write(part, settings=SETTINGS, precision='fp32', pred=0.25) -> None:
-    n = len(part.rows)
+def write(part, settings=SETTINGS, precision='fp32', pred=0.25, unread=()) -> None:
+    cached = part.rows.image_name.where(~part.rows.image_name.isin(unread))
+    part = dataclasses.replace(part, rows=part.rows.assign(cached=cached))
+    n = len(part.rows) - len(unread)
     part.write(np.full(n, pred), np.full(n, 1 / 3), settings, precision)
 
 
-def make(run, **options) -> list[parts.Part]:
+def make(run, settings=SETTINGS, **options) -> list[parts.Part]:
     """All parts, written and pooled."""
     for part in of(run):
-        write(part, **options)
-    for kind, rows in parts.pool(of(run)).items():
+        write(part, settings, **options)
+    for kind, rows in parts.pool(of(run), settings).items():
         files.write_csv(run.folder / f'{kind}.csv', rows)
     return of(run)
 
@@ -60,11 +63,9 @@ def test_a_run_has_a_part_a_fold_for_its_held_out_and_for_the_test_images(run):
     ]  # fmt: skip
     names = [part.rows.image_name.tolist() for part in made]
     assert names == [NAMES[:2], NAMES[2:4], NAMES[4:], NAMES[4:]]
-    assert len({part.lock for part in made}) == len({part.path for part in made}) == 4
+    assert len({part.path for part in made}) == 4
     no_test = table()[:4]
-    assert [part.kind for part in parts.list_parts(run, no_test, [0, 1])] == ['oof', 'oof']
-    files.write_json(run.folder / 'config.json', CONFIG | {'skipped': ['I2']})
-    assert of(run)[0].rows.image_name.tolist() == ['I1']
+    assert [part.kind for part in parts.list_parts(run, no_test)] == ['oof', 'oof']
 
 
 def test_a_part_is_its_rows_with_both_predictions_and_a_record_of_how_they_were_made(run):
@@ -78,8 +79,7 @@ def test_a_part_is_its_rows_with_both_predictions_and_a_record_of_how_they_were_
     assert saved.image_name.tolist() == ['007', '008'] and saved.pred_plain.tolist() == [1 / 3] * 2
     record = json.loads((run.fold(0) / 'tta_oof.json').read_text())
     settings = {'n_tta': 2, 'seed': 0, 'batch_size': 8, 'precision': 'bf16'}
-    settings |= {'draws': parts.DRAWS}
-    assert record == settings | {'weights_sha256': files.sha256(run.fold(0) / WEIGHTS)}
+    assert record == settings | {'weights_sha256': files.sha256(run.weights(0))}
 
 
 def test_a_part_of_other_settings_is_made_anew_and_any_precision_will_do_with_auto(run):
@@ -90,16 +90,24 @@ def test_a_part_of_other_settings_is_made_anew_and_any_precision_will_do_with_au
         assert {part.is_made(settings) for part in of(run)} == {change not in others}
 
 
-def test_a_part_of_other_test_images_is_made_anew(run):
-    make(run)
-    fewer = parts.list_parts(run, table()[:-1], [0, 1])
-    assert [part.is_made(SETTINGS) for part in fewer] == [True, True, False, False]
-
-
 def test_a_part_of_other_weights_is_made_anew(run):
     make(run)
-    (run.fold(1) / WEIGHTS).write_text('trained again')
+    run.weights(1).write_text('trained again')
     assert [part.is_made(SETTINGS) for part in of(run)] == [True, False, True, False]
+
+
+def test_weights_that_are_exchanged_while_they_predict_are_not_those_of_the_record(run):
+    for part in parts.claim(of(run), SETTINGS):
+        part.weights.write_text('trained again')  # after they were loaded
+        part.write(np.ones(2), np.ones(2), SETTINGS, 'fp32')
+        assert not of(run)[0].is_made(SETTINGS)
+        break
+
+
+def test_a_part_of_other_test_images_is_made_anew(run):
+    make(run)
+    fewer = parts.list_parts(run, table()[:-1])
+    assert [part.is_made(SETTINGS) for part in fewer] == [True, True, False, False]
 
 
 @pytest.mark.parametrize('at', ['write_json', 'write_csv'])
@@ -126,16 +134,7 @@ def test_what_is_pooled_vanishes_when_a_part_is_made_with_other_settings(run):
         write(part, other, pred=0.75)
         assert not any(p.exists() for p in pooled)
     assert all(part.is_made(other) for part in of(run))
-    assert {rows.pred.astype(float).max() for rows in parts.pool(of(run)).values()} == {0.75}
-
-
-def test_parts_of_several_settings_are_no_run_to_blend(run):
-    make(run)
-    write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
-    for kind in ('oof', 'test'):
-        files.write_csv(run.folder / f'{kind}.csv', table())
-    with pytest.raises(Stop, match='parts of 2 and 3 TTA passes'):
-        parts.read_n_tta(of(run))
+    assert {rows.pred.max() for rows in parts.pool(of(run), other).values()} == {0.75}
 
 
 def test_what_is_missing_alone_is_claimed(run):
@@ -146,39 +145,57 @@ def test_what_is_missing_alone_is_claimed(run):
     assert claimed[0].rows.cached.tolist() == NAMES[4:]
 
 
+def test_nothing_is_pooled_while_a_part_is_missing(run, capsys):
+    make(run)
+    of(run)[2].path.unlink()
+    assert parts.pool(of(run), SETTINGS) is None
+    assert 'another process predicts the rest' in capsys.readouterr().out
+
+
+def test_a_test_image_that_cannot_be_read_gets_the_median_and_a_line(run, capsys):
+    test = pd.DataFrame({'image_name': [*'abcd'], 'split': 'test'})
+    whole = pd.concat([table()[:4], test], ignore_index=True)
+    for part in parts.list_parts(run, whole):
+        unread = ['b'] if part.kind == 'test' else []
+        pred = 0.25 if unread == [] else np.array([0.1, 0.2, 0.6]) + part.k / 10
+        write(part, pred=pred, unread=unread)
+    pooled = parts.pool(parts.list_parts(run, whole), SETTINGS)['test']
+    assert pooled.image_name.tolist() == [*'abcd']
+    assert pooled.pred.tolist() == pytest.approx([0.15, 0.25, 0.25, 0.65])
+    assert pooled.pred_plain.tolist() == pytest.approx([1 / 3] * 4)
+    assert 'the median of all is the prediction of b\n' in capsys.readouterr().out
+
+
+def test_images_are_cached_once_for_all_parts_and_those_with_a_label_must_be_readable(
+    run, monkeypatch
+):
+    calls = []
+
+    def cache(rows, home, size, may_fail):
+        calls.append((rows.image_name.tolist(), home, size, may_fail))
+        return [f'{name}.jpg' for name in rows.image_name]
+
+    monkeypatch.setattr(parts, 'cache', cache)
+    cached = parts.cache_images(of(run), run.home)
+    assert calls == [(NAMES[:4], run.home, 64, False), (NAMES[4:], run.home, 64, True)]
+    assert [part.rows.cached.tolist() for part in cached] == [
+        [f'{name}.jpg' for name in part.rows.image_name] for part in of(run)
+    ]
+
+
 def test_pooled_are_the_held_out_rows_of_all_folds_and_the_mean_of_the_test_predictions(run):
     for part, pred in zip(of(run), (0.1, 0.2, 1 / 3, 0.7), strict=True):
         write(part, pred=pred)
-    pooled = parts.pool(of(run))
+    pooled = parts.pool(of(run), SETTINGS)
     assert pooled['oof'].image_name.tolist() == NAMES[:4]
-    assert pooled['oof'].pred.tolist() == ['0.1', '0.1', '0.2', '0.2']  # text: to the last bit
+    assert pooled['oof'].pred.tolist() == [0.1, 0.1, 0.2, 0.2]  # to the last bit
     assert pooled['test'].image_name.tolist() == ['007', '008']
     assert pooled['test'].pred.tolist() == [np.mean([1 / 3, 0.7])] * 2
     again = of(run)[3].rows[::-1].assign(pred=[0.9, 0.8], pred_plain=0.5)  # of another order
     files.write_csv(of(run)[3].path, again[['image_name', 'pred', 'pred_plain']])
-    assert parts.pool(of(run))['test'].pred.tolist() == [np.mean([1 / 3, p]) for p in (0.8, 0.9)]
-    files.write_csv(run.folder / 'oof.csv', pooled['oof'].assign(prob=0.5))
-    assert parts.pool(of(run))['oof'].prob.tolist() == ['0.5'] * 4  # what is pooled is read
-
-
-def test_a_home_from_before_parts_had_records_is_finished_as_it_was(run):
-    """One infer.json spoke for all, and there was one tta_test.csv for no fold."""
-    make(run)
-    sha256 = [files.sha256(run.fold(k) / WEIGHTS) for k in (0, 1)]
-    for path in [*run.folder.glob('fold*/tta_*.json'), *run.folder.glob('fold*/tta_test.csv')]:
-        path.unlink()
-    plan = {'n_tta': 2, 'seed': 0, 'batch_size': 8, 'precision': 'bf16', 'weights_sha256': sha256}
-    files.write_json(run.folder / 'infer.json', plan)
-    assert all(part.is_made(SETTINGS) for part in of(run)) and parts.read_n_tta(of(run)) == 2
-    (run.fold(1) / WEIGHTS).write_text('trained again')
-    assert not of(run)[1].is_made(SETTINGS)
-    (run.fold(1) / WEIGHTS).write_text('weights 1')
-
-    other = dataclasses.replace(SETTINGS, n_tta=3)
-    for part in parts.claim(of(run), other):
-        write(part, other)
-    assert not (run.folder / 'infer.json').exists()
-    assert all(part.is_made(other) for part in of(run))
+    assert parts.pool(of(run), SETTINGS)['test'].pred.tolist() == [
+        np.mean([1 / 3, p]) for p in (0.8, 0.9)
+    ]
 
 
 def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
@@ -187,7 +204,22 @@ def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
         parts.read_n_tta(of(run))
     make(run)
     assert parts.read_n_tta(of(run)) == 2
-    (run.fold(1) / WEIGHTS).write_text('trained again')
+    run.weights(1).write_text('trained again')
     again += ' --n_tta 2 --seed 0 --batch_size 8'
-    with pytest.raises(Stop, match=f'trained again since infer.py ran: {again}'):
+    with pytest.raises(Stop, match=f'was predicted by other weights .*: {again}'):
+        parts.read_n_tta(of(run))
+    of(run)[0].path.unlink()  # the flags are those of the parts that are left
+    with pytest.raises(Stop, match=f'lacks some of its parts: {again}'):
+        parts.read_n_tta(of(run))
+    (run.fold(1) / 'oof.csv').unlink()
+    with pytest.raises(Stop, match=r'by --only, or train it: .*fold 1 still to be trained'):
+        parts.read_n_tta(of(run))
+
+
+def test_parts_of_several_settings_are_no_run_to_blend(run):
+    make(run)
+    write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
+    for kind in ('oof', 'test'):
+        files.write_csv(run.folder / f'{kind}.csv', table())
+    with pytest.raises(Stop, match='parts of 2 and 3 TTA passes'):
         parts.read_n_tta(of(run))

@@ -5,10 +5,12 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pandas as pd
 import pytest
 from conftest import QUICK, ROOT
+from test_follow import FAILED, check_rows
 
 import train
 from lib import config, ranks
@@ -22,7 +24,7 @@ NOTE = """
 import json, os, sys
 sys.path.insert(0, {root!r})
 import train
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, Learner
 from lib import cli, ranks
 
 notes, written = [], []
@@ -38,17 +40,16 @@ class Note(Callback):
         weights = sum(float(p.detach().double().sum()) for p in self.model.parameters())
         notes.append([self.n, self.steps, weights, float(self.recorder.log[3])])
 
-make_learner, replace, place = train.make_learner, os.replace, ranks.RANK
+fit, replace, place = Learner.fit_one_cycle, os.replace, ranks.RANK
 
-def noted(*args):
-    learn, callbacks = make_learner(*args)
-    return learn, [*callbacks, Note()]
+def noted(self, *args, cbs, **options):
+    fit(self, *args, cbs=[*cbs, Note()], **options)
 
 def listed(source, target):
     written.append(os.path.relpath(target, {folder!r}))
     replace(source, target)
 
-train.make_learner, os.replace = noted, listed
+Learner.fit_one_cycle, os.replace = noted, listed
 try:
     cli.run(train.main)
 finally:
@@ -76,7 +77,9 @@ def home(demo, ok, tmp_path_factory):
     ok('folds.py', '--data', demo, '--home', home, '--n_folds', 2)
     driver = home / 'driver.py'
     driver.write_text(NOTE.format(root=str(ROOT), folder=str(home)))
-    (home / 'log').write_text(two(driver, '--home', home, *TRAIN, '--name', 'r'))
+    log = ['--log', 'tensorboard'] if find_spec('tensorboard') else []
+    # without -- the launcher would take --log for its own
+    (home / 'log').write_text(two('--', driver, '--home', home, *TRAIN, '--name', 'r', *log))
     return home
 
 
@@ -116,6 +119,13 @@ def test_the_process_that_follows_writes_nothing_of_a_fold(home):
     assert not list((home / 'runs').rglob('*.part*'))
 
 
+def test_the_first_process_alone_passes_figures_on(home):
+    pytest.importorskip('tensorboard')
+    assert FAILED not in (home / 'log').read_text()
+    for fold in ('fold0', 'fold1'):
+        check_rows('tensorboard', home / 'runs' / 'r', fold)  # reads the only file
+
+
 def test_the_parts_of_infer_py_are_shared_out_and_are_what_one_process_makes(home, ok):
     infer = ['infer.py', '--home', home, '--n_tta', 2, '--batch_size', 8]
     run = home / 'runs' / 'r'
@@ -136,12 +146,16 @@ def test_the_parts_of_infer_py_are_shared_out_and_are_what_one_process_makes(hom
     assert len(oof) == 60 and oof[PREDS].nunique().min() > 10
 
 
-def test_a_range_test_is_no_work_for_a_launcher(monkeypatch):
+def test_a_range_test_and_a_folder_of_images_are_no_work_for_a_launcher(
+    monkeypatch, refusal, tmp_path
+):
     flags = train.main.__kwdefaults__ | {'lr_find': True}
     config.check(flags)
     monkeypatch.setattr(ranks, 'WORLD', 2)
     with pytest.raises(Stop, match='--lr_find runs in one process'):
         config.check(flags)
+    images = ['--images', 'x', '--out', 'y.csv']
+    assert '--images runs in one process' in refusal('infer.py', *images, cwd=tmp_path)
 
 
 def test_a_launchers_place_is_seen_by_its_libraries_only_where_they_work_together(monkeypatch):

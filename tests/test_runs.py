@@ -2,11 +2,12 @@
 
 import json
 import shlex
+from importlib.metadata import version
 
-import numpy as np
 import pandas as pd
 import pytest
-from test_locks import held_by_another
+import torch
+from conftest import CONFIG
 
 import train
 from lib import cli, config, files, runs, tables
@@ -14,18 +15,21 @@ from lib.cli import Stop
 from lib.runs import Run
 
 DEFAULTS = {'arch': 'efficientnet_b5', 'pretrained': True, 'size': 512, 'cutout': False}
-CONFIG = {**DEFAULTS, 'size': 384, 'folds_sha256': 'x', 'mean': [0.5] * 3, 'std': [0.5] * 3}
-CONFIG |= {'command': 'python train.py --size 384', 'skipped': [], 'recipe': runs.RECIPE}
 FLAGS = train.main.__kwdefaults__
-ABOUT = {'tag': 'a', 'mean': [0.5] * 3, 'std': [0.5] * 3}
+
+
+def begin(folder, **changes) -> Run:
+    """A run that has begun."""
+    run = Run(folder, CONFIG | changes)
+    run.begin()
+    return run
 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    """A run that has begun."""
-    run = Run(tmp_path / 'runs' / 'r')
-    run.begin(CONFIG, DEFAULTS)
-    return run
+    """A run that has begun, as infer.py sees it."""
+    begin(tmp_path / 'runs' / 'r', command='python train.py --size 384')
+    return Run(tmp_path / 'runs' / 'r')
 
 
 @pytest.mark.parametrize(
@@ -48,83 +52,88 @@ def test_a_runs_folder_is_never_outside_of_runs(name, tmp_path):
     assert runs.run_folder(tmp_path, 'size-384_b5.v1') == tmp_path / 'runs' / 'size-384_b5.v1'
 
 
-def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setattr(tables, 'fingerprint', lambda path: {'folds_sha256': 'x'})
+def test_config_json_holds_what_decides_the_result_and_the_command_that_goes_on(demo, ok, tmp_path):
+    ok('folds.py', '--data', demo, '--home', tmp_path, '--n_folds', 2)
     weights = tmp_path / 'deep' / 'w.safetensors'
     files.write_text(weights, 'weights')
-    flags = FLAGS | {'home': str(tmp_path), 'size': 384, 'weights': str(weights), 'skip_bad': True}
-    flags |= {'workers': 2, 'fold': 1, 'precision': 'bf16'}
-    run, made = config.make_run(tmp_path, flags, FLAGS, ABOUT, [0])
-    assert run.folder == tmp_path / 'runs' / 'weights-w.safetensors_size-384'
-    assert made['recipe'] == runs.RECIPE
-    assert {k: made[k] for k in ABOUT} == ABOUT and made['size'] == 384 and made['wd'] == 0.1
+    flags = FLAGS | {'home': str(tmp_path), 'size': 384, 'weights': str(weights)}
+    flags |= {'workers': 2, 'fold': 1}
+    run, table, wanted = config.open_run(flags, FLAGS)
+    assert run.name.startswith('weights-') and run.name.endswith('w.safetensors_size-384')
+    assert wanted == [1] and len(table) == 60 and not run.has_begun
+    made = run.config
+    of_timm = {
+        'tag': 'sw_in12k_ft_in1k',
+        'mean': [0.485, 0.456, 0.406],
+        'std': [0.229, 0.224, 0.225],
+    }
+    assert of_timm.items() <= made.items() and made['size'] == 384 and made['wd'] == 0.1
+    assert made['folds_sha256'] == tables.fingerprint(table)
     assert not set(config.NOT_IN_CONFIG) & set(made)
+    assert set(FLAGS) - set(config.NOT_IN_CONFIG) < set(made)
     assert (made['weights'], made['weights_sha256']) == ('w.safetensors', files.sha256(weights))
     words = shlex.split(made['command'])
-    typed = {'home': str(tmp_path), 'name': run.name, 'weights': str(weights), 'skip_bad': True}
     assert words[:2] == ['python', 'train.py']
-    assert cli.parse(train.main, words[2:]) == typed | {'size': 384}
+    assert cli.parse(train.main, words[2:]) == {'weights': str(weights), 'size': 384}
 
-    run.begin(made | {'skipped': ['a']}, FLAGS)
-    for where in ({}, {'workers': 0, 'fold': None, 'skip_bad': False}):  # the same run goes on
-        config.make_run(tmp_path, flags | where, FLAGS, ABOUT, [0])
+    run.begin()
+    assert Run(run.folder).config == made
+    for where in ({}, {'workers': 0, 'fold': None}):  # the same run goes on
+        config.open_run(flags | where, FLAGS)
     weights.write_text('others')
     with pytest.raises(Stop, match='weights_sha256'):
-        config.make_run(tmp_path, flags, FLAGS, ABOUT, [0])
+        config.open_run(flags, FLAGS)
 
 
-def test_the_same_flags_go_on_and_an_absent_flag_means_its_default(run):
-    path = run.folder / 'config.json'
-    saved = json.loads(path.read_text())
-    del saved['cutout'], saved['skipped']
-    path.write_text(json.dumps(saved))
-    run.begin({**CONFIG, 'command': 'another'}, DEFAULTS)
-    assert run.config['cutout'] is False and run.skipped == []
-    with pytest.raises(Stop, match='cutout False'):
-        run.begin({**CONFIG, 'cutout': True}, DEFAULTS)
+def test_the_same_flags_go_on_and_others_are_refused(run):
+    begin(run.folder, command='another')
+    assert run.config['command'] == 'python train.py --size 384'
+    for changes, says in (
+        ({'cutout': True}, r'cutout False \(now True\)'),
+        ({'new': 9}, 'new None'),
+    ):
+        with pytest.raises(Stop, match=f'made with other flags: {says}.* give this run another'):
+            begin(run.folder, **changes)
+    with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
+        begin(run.folder, folds_sha256='y')
 
 
-@pytest.mark.parametrize('name', ['blend.json', 'oof.csv', 'test.csv'])
-def test_a_folder_of_a_blend_or_of_others_predictions_is_not_trained_into(name, tmp_path):
-    (tmp_path / name).write_text('{}')
-    with pytest.raises(Stop, match='holds a blend or the predictions of others'):
-        Run(tmp_path).begin(CONFIG, DEFAULTS)
+@pytest.mark.parametrize(
+    'name', ['oof.csv', 'test.csv', 'fold0/state.pt', 'fold1/model.safetensors']
+)
+def test_a_folder_of_others_predictions_or_of_an_unknown_run_is_not_trained_into(name, tmp_path):
+    files.write_text(tmp_path / name, 'a table')
+    with pytest.raises(Stop, match=r'no config\.json that says what it was made with'):
+        begin(tmp_path)
+    assert not (tmp_path / 'config.json').exists()
 
 
 def test_runs_are_found_by_their_config_and_a_wrong_name_lists_those_there(tmp_path):
     with pytest.raises(Stop, match=r'python train\.py'):
         runs.find_runs(tmp_path)
     for name in ('b', 'a'):
-        Run(tmp_path / 'runs' / name).begin(CONFIG, DEFAULTS)
+        begin(tmp_path / 'runs' / name)
     (tmp_path / 'runs' / 'no_run').mkdir()
     assert [run.name for run in runs.find_runs(tmp_path)] == ['a', 'b']
     assert [run.name for run in runs.find_runs(tmp_path, 'b, a,b')] == ['b', 'a']
-    with pytest.raises(Stop, match=r'no run named c .*; there: a, b'):
+    with pytest.raises(Stop, match=r"no run named 'c' .*; there: a, b"):
         runs.find_runs(tmp_path, 'c')
 
 
-def test_a_blend_takes_runs_and_others_predictions_and_a_kept_blend_where_it_is_named(tmp_path):
-    made = ['a/config.json', 'a/oof.csv', 'kept/blend.json', 'kept/oof.csv', 'theirs/test.csv']
+def test_a_blend_takes_runs_and_others_predictions(tmp_path):
+    made = ['a/config.json', 'a/oof.csv', 'theirs/test.csv']
     for path in [*made, '.hidden/oof.csv', 'nothing/notes.txt']:
         files.write_text(tmp_path / 'runs' / path, '{}')
     assert [run.name for run in runs.find_runs(tmp_path, predicted=True)] == ['a', 'theirs']
-    assert [run.name for run in runs.find_runs(tmp_path, 'kept,a', predicted=True)] == ['kept', 'a']
-    files.write_text(tmp_path / 'runs' / 'a,theirs' / 'oof.csv', '')
-    named = runs.find_runs(tmp_path, 'a,theirs', predicted=True)
-    assert [run.name for run in named] == ['a,theirs']  # its name
-    with pytest.raises(Stop, match='empty name'):
-        runs.find_runs(tmp_path, 'a,', predicted=True)
     assert [run.name for run in runs.find_runs(tmp_path)] == ['a']
     theirs = Run(tmp_path / 'runs' / 'theirs')
-    assert theirs.skipped == [] and not theirs.has_begun and theirs.home == tmp_path
+    assert not theirs.has_begun and theirs.home == tmp_path
 
 
 def finish(run: Run, k: int) -> None:
     rows = pd.DataFrame({'image_name': [f'00{k}', f'1{k}'], 'patient_id': 'p', 'group': 'p'})
     rows = rows.assign(source='s', fold=k, target=[0, 1], path='no such column')
-    run.finish(k, rows, np.array([1 / 3, k]), {'precision': 'fp32'})
+    run.finish(k, rows.assign(pred_plain=[1 / 3, k]), {'precision': 'fp32'})
 
 
 def test_a_fold_is_finished_by_its_oof_csv_which_comes_last(run, monkeypatch):
@@ -139,7 +148,9 @@ def test_a_fold_is_finished_by_its_oof_csv_which_comes_last(run, monkeypatch):
         monkeypatch.setattr(files, name, note)
     (run.fold(1)).mkdir()
     (run.fold(1) / 'state.pt').write_text('of the last epoch')
+    (run.folder / 'scores.json').write_text('of earlier weights')
     finish(run, 1)
+    assert not (run.folder / 'scores.json').exists()
     assert written == ['run.json', 'oof.csv'] and not (run.fold(1) / 'state.pt').exists()
     assert run.unfinished([0, 1, 2]) == [0, 2]
     finish(run, 0)
@@ -158,32 +169,24 @@ def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_en
     assert not (run.fold(1) / 'state.pt').exists()
 
 
-def test_the_note_names_the_unfinished_folds_and_who_is_at_them(run):
+def test_the_note_names_the_unfinished_folds_and_the_command(run):
     finish(run, 0)
     assert run.describe_unfinished([0, 1, 2]) == (
-        f'{run}: fold 1, 2 still to be trained: python train.py --size 384 '
-        f'--home {run.home} --name r'
+        f'{run}: fold 1, 2 still to be trained; if no other process is at it, by: '
+        f'python train.py --size 384 --home {run.home} --name r'
     )
-    with held_by_another(run.fold(1) / '.lock') as process:
-        note = run.describe_unfinished([1, 2])
-    assert f'fold 1 (process {process.pid} on' in note and 'works on it), 2 still' in note
 
 
-def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys):
-    table = {'folds_sha256': 'of the file', 'table_sha256': 'of its rows'}
+def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys, monkeypatch):
+    table = pd.DataFrame({'split': ['train'] * 2 + ['test'], 'fold': [0, 0, None]})
+    monkeypatch.setattr(runs, 'fingerprint', lambda labelled: 'x' if len(labelled) == 2 else 'y')
     with pytest.raises(Stop, match=r'was trained on another .*folds\.csv'):
-        runs.choose_finished([run], [0], table)
-    path = run.folder / 'config.json'
-    table['labelled_sha256'] = 'of the labelled rows'
-    other = dict.fromkeys(table, 'another')
-    for known in [other | {key: value} for key, value in table.items()]:
-        files.write_json(path, CONFIG | known)
-        with pytest.raises(Stop, match='no run is trained in all folds'):
-            runs.choose_finished([run], [0], table)
-        assert 'passed over' in capsys.readouterr().out
-    files.write_json(path, CONFIG | known)
+        runs.choose_finished([run], table[:1])
+    with pytest.raises(Stop, match='no run is trained in all folds'):
+        runs.choose_finished([run], table)
+    assert 'passed over' in capsys.readouterr().out
     finish(run, 0)
-    assert runs.choose_finished([run], [0], table) == [run]
+    assert runs.choose_finished([run], table) == [run]
     assert run.trained_folds == [0]
     for k in (10, 2):
         finish(run, k)
@@ -199,37 +202,36 @@ def test_images_are_not_predicted_by_a_run_without_a_trained_fold(run, refusal, 
     ('key', 'value'),
     [
         ('arch', 3),
-        ('size', True),
         ('size', 10**9),
+        ('size', 'large'),
+        ('size', True),
         ('mean', [0.5, 0.5]),
         ('mean', 'abc'),
         ('std', [0.5, 0.5, 0]),
         ('std', [0.5, 0.5, float('nan')]),
+        ('std', None),
         ('cutout', 'yes'),
         ('folds_sha256', None),
         ('command', ['rm']),
-        ('skipped', [1]),
-        ('skipped', 'a'),
+        ('command', 'python train.py\x1b[2J'),
     ],
 )
 def test_a_strangers_config_is_checked(key, value, run):
-    assert run.config == CONFIG
+    _ = run.config  # it is good
     path = run.folder / 'config.json'
     path.write_text(json.dumps(CONFIG | {key: value}))
-    with pytest.raises(Stop, match=f'{key} is missing or holds'):
+    with pytest.raises(Stop, match=f'{key} is missing or holds what'):
         _ = run.config
 
 
-@pytest.mark.parametrize('command', ['rm -rf /', 'python train.py\x1b[2J'])
-def test_a_strangers_command_is_not_recommended(command, run):
-    files.write_json(run.folder / 'config.json', CONFIG | {'command': command})
-    assert run.describe_unfinished([0]).endswith('trained: python train.py with its flags')
-
-
 def test_what_a_result_may_depend_on_is_recorded(monkeypatch):
-    about = config.describe_environment('cpu')
-    assert about['device'] == 'cpu' and about['processes'] == 1
-    assert {'python', 'torch', 'timm', 'fastai', 'kornia'} <= set(about)
+    cpu = torch.device('cpu')
+    about = config.describe_environment(cpu, 'fp32', 'bf16')
+    assert (about['device'], about['processes']) == ('cpu', 1)
+    assert (about['precision'], about['scoring_precision']) == ('fp32', 'bf16')
+    assert about['torch'] == version('torch') and {'python', 'timm', 'fastai', 'kornia'} <= set(
+        about
+    )
     assert about['commit'] is None or len(about['commit'].removesuffix('-dirty')) == 40
     monkeypatch.setenv('PATH', '/nowhere')
-    assert config.describe_environment('cpu')['commit'] is None  # a machine without git
+    assert config.describe_environment(cpu, 'fp32', 'fp32')['commit'] is None  # without git

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from fastai.vision.all import Datasets, TfmdDL
 
-from lib.sampling import Downsample, choose_monitored, draw
+from lib.cli import Stop
+from lib.sampling import Downsample, draw
 
 TARGETS = np.array([1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0])  # 2 melanomas, 10 benign
 
@@ -77,9 +78,13 @@ def test_no_last_batch_is_of_one_image_however_few_there_are(n_positive, n_negat
     assert len(got) == min(8, len(targets)) and len(set(got)) == len(got)
 
 
-def test_monitoring_takes_all_melanomas_and_the_same_benign_images_each_time():
-    watched = choose_monitored(TARGETS, 6, seed=0)
-    assert len(watched) == 6 and TARGETS[watched].sum() == 2
-    assert (watched == choose_monitored(TARGETS, 6, seed=0)).all()
-    assert choose_monitored(TARGETS, 99, seed=0).tolist() == list(range(12))
-    assert TARGETS[choose_monitored(TARGETS, 1, seed=0)].tolist().count(0) == 1  # an AUC needs both
+@pytest.mark.parametrize(('batch_size', 'accumulate', 'n'), [(2, 2, 8), (2, 3, 6), (2, 1, 6)])
+def test_an_epoch_makes_whole_steps_of_several_batches(batch_size, accumulate, n):
+    sampler = Downsample(loader(), TARGETS, 2, 0, batch_size, accumulate)  # six are asked for
+    assert len(sampler.indexes(0)) == n
+
+
+def test_a_step_of_several_batches_that_no_epoch_fills_is_refused():
+    with pytest.raises(Stop, match='--accumulate 2 makes steps of 16 images, and an epoch has 4;'):
+        Downsample(loader(), TARGETS, 1, 0, batch_size=8, accumulate=2)
+    assert len(Downsample(loader(), TARGETS, 1, 0, batch_size=16).indexes(0)) == 4  # one batch

@@ -1,9 +1,16 @@
-"""The stress script in short: kills, two processes, random damage."""
+"""Real kills, and two real processes: nothing is lost and nothing is done twice."""
 
+import random
 import signal
+import subprocess
+import sys
+import time
 
-import stress
-from conftest import contents
+from conftest import QUICK, ROOT, contents, start
+
+from lib import images
+
+SMALL = [*QUICK, '--batch_size', 4]
 
 
 def trained(run) -> dict[str, str]:
@@ -12,41 +19,82 @@ def trained(run) -> dict[str, str]:
     return {k: v for k, v in contents(run).items() if k.endswith(names) and '/' in k}
 
 
+def leftovers(folder) -> list[str]:
+    """Half-written files under a folder, and states of trainings that are finished."""
+    return [p.name for p in folder.rglob('*') if '.part' in p.suffixes or p.name == 'state.pt']
+
+
+def kill(process) -> None:
+    process.kill()
+    process.communicate()
+
+
 def test_two_processes_share_a_run_and_one_that_is_killed_costs_nothing(copy, ok):
-    train = ['train.py', '--home', copy, *stress.SMALL, '--epochs', 6, '--name']
-    victim = stress.start(*train, 'shared', '--workers', 2)
-    assert any('epoch  2/6' in line for line in victim.stdout)  # the first is saved then
+    train = ['train.py', '--home', copy, *SMALL, '--epochs', 6, '--name']
+    victim = start(*train, 'shared', '--workers', 2)
+    assert any('epoch  2/6' in line for line in victim.stdout)
     victim.send_signal(signal.SIGSTOP)  # a slow process is not a dead one
     other = ok(*train, 'shared')
-    assert other.count('images an epoch') == 1
-    assert f'fold 0 (process {victim.pid} on' in other
-    victim.kill()
-    victim.communicate()
+    assert other.count('images an epoch') == 1 and 'fold 0 still to be trained' in other
+    kill(victim)
     assert 'fold0/state.pt: goes on after epoch' in ok(*train, 'shared')
     ok(*train, 'whole')
     whole, shared = (trained(copy / 'runs' / name) for name in ('whole', 'shared'))
-    assert whole == shared and len(whole) == 4 and stress.leftovers(copy) == []
+    assert whole == shared and len(whole) == 4 and leftovers(copy) == []
 
 
-def test_infer_goes_on_where_it_was_killed(copy, ok):
+def test_a_training_that_is_killed_at_any_moment_ends_as_if_it_never_was(copy, ok):
+    train = ['train.py', '--home', copy, *SMALL, '--epochs', 12, '--fold', 0, '--name']
+    ok(*train, 'whole')
+    victim, rng = start(*train, 'killed'), random.Random(0)
+    n = rng.randint(1, 8)
+    assert any(f'epoch {n:2d}/' in line for line in victim.stdout)
+    time.sleep(rng.uniform(0, 0.2))  # within an epoch, or while it is saved
+    kill(victim)
+    assert 'state.pt: goes on after epoch' in ok(*train, 'killed')
+    whole, killed = (trained(copy / 'runs' / name) for name in ('whole', 'killed'))
+    assert whole == killed and len(whole) == 2 and leftovers(copy) == []
+
+
+def test_infer_goes_on_where_it_was_killed_and_leaves_to_others_what_they_do(copy, ok):
     run = copy / 'runs' / 'twin'
-    infer = ['infer.py', '--home', copy, '--only', 'twin', '--n_tta', 20]
+    infer = ['infer.py', '--home', copy, '--only', 'twin', '--n_tta', 5]
     ok(*infer)
     whole = contents(run)
-    stress.unpredict(run)
-    victim = stress.start(*infer)
+    for path in [*run.glob('fold*/tta_*'), *run.glob('*.csv')]:
+        path.unlink()
+    victim = start(*infer)
     assert any('fold 1, ' in line for line in victim.stdout)  # its second part
     victim.send_signal(signal.SIGSTOP)
     other = ok(*infer)  # leaves that part to the victim and does the rest
-    assert other.count('20 augmented passes') == 2 and 'some predictions are missing' in other
-    assert f'(process {victim.pid} on' in other and not (run / 'test.csv').exists()
-    victim.kill()
-    victim.communicate()
-    assert ok(*infer).count('20 augmented passes') == 1
-    assert contents(run) == whole and stress.leftovers(copy) == []
+    assert other.count('5 augmented passes') == 2 and 'type this again' in other
+    assert not (run / 'test.csv').exists()
+    kill(victim)
+    assert ok(*infer).count('5 augmented passes') == 1
+    assert contents(run) == whole and leftovers(copy) == []
 
 
-def test_random_damage_is_refused_or_read_right(tmp_path):
-    rows = list(stress.fuzz(tmp_path, 200, seed=1))
-    assert all(row['good'] for row in rows), rows
-    assert all(row['refused'] for row in rows) and sum(row['read right'] for row in rows) > 10
+CACHE = """
+import sys, time
+from pathlib import Path
+from lib import images
+make = images._make
+images._make = lambda *job: time.sleep(0.05) or make(*job)
+images.cache(images.list_images(Path(sys.argv[1])), Path(sys.argv[2]), 128)
+"""
+
+
+def test_a_cache_whose_making_is_killed_is_whole_after_the_next_try(demo, tmp_path):
+    table, killed = images.list_images(demo / 'jpeg'), tmp_path / 'killed'
+    images.cache(table, tmp_path / 'whole', 128)
+    for least in (5, 30):
+        command = [sys.executable, '-c', CACHE, str(demo / 'jpeg'), str(killed)]
+        victim = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while (n := len(list(killed.rglob('[!.]*.jpg')))) < least:
+            assert victim.poll() is None
+            time.sleep(0.005)
+        kill(victim)
+        assert n < len(table)
+    paths = images.cache(table, killed, 128)
+    assert all(path.exists() for path in paths) and leftovers(killed) == []
+    assert contents(killed) == contents(tmp_path / 'whole')

@@ -1,4 +1,7 @@
-"""The TTA is fastai's, and means a plain loop over passes whose draws can be repeated."""
+"""infer.py's TTA is fastai's, and means a plain loop over passes whose draws can be repeated."""
+
+import os
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -6,74 +9,85 @@ import pytest
 import torch
 from fastai.vision.all import Learner, PILImage, Pipeline, TensorImage, image2tensor
 
-import infer
-from lib import data, model, parts, runs, speed, tta
+from lib import model, parts, runs, tables, tta
 from lib.augment import batch_tfms
 from lib.callbacks import seed_all
 from lib.cli import Stop
 
-STATS = ((0.5,) * 3, (0.25,) * 3)
+BATCH = 5  # images; the parts have 12 and about 30
 
 
 @pytest.fixture(scope='module')
-def rows(noise):
-    """Seven images: two batches of three and an odd last one."""
-    return noise[:7]
+def loud(home):
+    """`home` with larger weights in the last layers, so that predictions differ; not predicted."""
+    loud = shutil.copytree(home, home.with_name('loud'))
+    for path in loud.glob('runs/*/fold*/model.safetensors'):
+        net = model.load('test_resnet', 64, path)
+        torch.manual_seed(0)
+        torch.nn.init.normal_(net.fc.weight, std=1.0)
+        model.save(net, path)
+    return loud
 
 
-@pytest.fixture
-def net():
-    return make()
+@pytest.fixture(scope='module')
+def predict(loud, ok):
+    """`predict('twin', 3, '--seed', 1)`: infer.py's parts of fold 1, by kind, from their files."""
+
+    def run(name: str, n_tta: int, *flags: object) -> dict[str, pd.DataFrame]:
+        ok(
+            'infer.py',
+            '--home',
+            loud,
+            '--only',
+            name,
+            '--n_tta',
+            n_tta,
+            '--batch_size',
+            BATCH,
+            *flags,
+        )
+        paths = {
+            kind: loud / 'runs' / name / 'fold1' / f'tta_{kind}.csv' for kind in ('oof', 'test')
+        }
+        return {kind: pd.read_csv(path, index_col='image_name') for kind, path in paths.items()}
+
+    return run
 
 
-def make(seed=0):
-    torch.manual_seed(seed)
-    net = model.create('test_resnet', 64)
-    torch.nn.init.normal_(net.fc.weight, std=1.0)  # so that predictions differ
-    return net.eval()
+def names(home) -> list[str]:
+    """The run with Cutout, and the one without."""
+    return ['twin', next(p.name for p in (home / 'runs').iterdir() if p.name != 'twin')]
 
 
-def predict(net, rows, n_tta, seed=0, cutout=True, batch_size=3, workers=0, precision='fp32'):
-    """The mean of the passes and the plain one, as infer.py has them: (n,) each."""
-    dls = data.prediction_dls(rows, batch_tfms(*STATS, cutout), batch_size, workers)
-    learn = tta.predictor(dls, net, precision, tta.SeedBatch([seed]), n_tta)
-    preds = learn.tta(n=n_tta, beta=None)[0] if n_tta else learn.get_preds()[:1] * 2
-    return [pred[:, 0].double().numpy() for pred in preds]
+def by_hand(home, name: str, n_tta: int, seed: int = 0) -> dict[str, list[np.ndarray]]:
+    """The passes over the parts of fold 1, the plain one last, without fastai's Learner, DataLoader
+    and tta: a loop over passes and batches."""
+    (run,), preds = runs.find_runs(home, name), {}
+    cutout, stats = run.config['cutout'], (run.config['mean'], run.config['std'])
+    net = model.load('test_resnet', 64, run.weights(1))
+    net = model.ProbabilityModel(net, 64, 'fp32')
+    for part in parts.list_parts(run, tables.read_folds(home / 'folds.csv')):
+        if part.k == 1:
+            folder = home / 'cache' / '64' / 'competition'
+            paths = [folder / f'{image}.jpg' for image in part.rows.image_name]
+            x = torch.stack([image2tensor(PILImage.create(path)) for path in paths])
+            passes = []
+            for number in range(n_tta + 1):
+                tfms = Pipeline(batch_tfms(*stats, cutout), split_idx=int(number == n_tta))
+                batches = []
+                for k, batch in enumerate(x.split(BATCH)):
+                    seed_all(seed, *part.seeds, number, k)
+                    with torch.no_grad():
+                        batches.append(net(tfms(TensorImage(batch)))[:, 0])
+                passes.append(torch.Tensor(torch.cat(batches)))
+            preds[part.kind] = passes
+    return preds
 
 
-def by_hand(net, rows, n_tta, seeds=(0,), cutout=True, batch_size=3, stats=STATS):
-    """The same without fastai's Learner, DataLoader and tta: a loop over passes and batches."""
-    x = torch.stack([image2tensor(PILImage.create(path)) for path in rows.cached])
-    ready, passes = model.ProbabilityModel(net, batch_size), []
-    for number in range(n_tta + 1):
-        tfms = Pipeline(batch_tfms(*stats, cutout), split_idx=0 if number < n_tta else 1)
-        preds = []
-        for k, batch in enumerate(x.split(batch_size)):
-            seed_all(*seeds, number, k)
-            with torch.no_grad():
-                preds.append(ready(tfms(TensorImage(batch)))[:, 0])
-        passes.append(torch.Tensor(torch.cat(preds)))
-    plain = passes.pop()
-    mean = torch.stack(passes).mean(0) if passes else plain
-    return [pred.double().numpy() for pred in (mean, plain)]
-
-
-@pytest.mark.parametrize(
-    ('n_tta', 'cutout', 'workers'), [(0, False, 0), (1, True, 0), (3, True, 0), (3, False, 2)]
-)
-def test_fastais_tta_is_a_plain_loop_over_seeded_passes_bit_for_bit(
-    net, rows, n_tta, cutout, workers
+@pytest.mark.parametrize(('which', 'n_tta', 'workers'), [(0, 0, 0), (0, 3, 0), (1, 2, 2)])
+def test_what_infer_py_writes_is_a_plain_loop_over_seeded_passes_bit_for_bit(
+    which, n_tta, workers, loud, predict, monkeypatch
 ):
-    ours = predict(net, rows, n_tta, cutout=cutout, workers=workers)
-    witness = by_hand(net, rows, n_tta, cutout=cutout)
-    assert [pred.tolist() for pred in ours] == [pred.tolist() for pred in witness]
-    assert ours[0].shape == ours[1].shape == (7,)
-    assert ours[1].std() > 0.01  # the images are told apart at all
-    assert (np.abs(ours[0] - ours[1]).max() > 1e-3) == (n_tta > 0)
-
-
-@pytest.mark.parametrize('n_tta', [0, 2])
-def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_tta, monkeypatch):
     calls, its_own = [], Learner.tta
 
     def spy(self, **options):
@@ -81,43 +95,74 @@ def test_what_infer_py_runs_is_learner_tta_with_both_results_kept_apart(home, n_
         return its_own(self, **options)
 
     monkeypatch.setattr(Learner, 'tta', spy)
-    run = runs.find_runs(home, 'twin')[0]
-    table = parts.read_csv(home / 'folds.csv').astype({'fold': float, 'target': float})
-    paths = [home / 'cache' / '64' / 'competition' / f'{name}.jpg' for name in table.image_name]
-    part = parts.list_parts(run, table.assign(cached=paths), [0, 1])[3]
-    settings = parts.Settings(n_tta, seed=0, batch_size=32, precision='auto')
-    ours = infer.predict(part, settings, precision='fp32', workers=None, compile=False)
-    assert calls == [{'n': 2, 'beta': None}] * bool(n_tta)
-    net = speed.fuse_batch_norms(model.load('test_resnet', 64, run.fold(1) / runs.WEIGHTS), 64)
-    stats = [run.config['mean'], run.config['std']]
-    witness = by_hand(net, part.rows, n_tta, [0, *part.seeds], batch_size=12, stats=stats)
-    assert [pred.tolist() for pred in ours] == [pred.tolist() for pred in witness]
-    if n_tta:  # and that is what the run of the whole script left
-        saved = pd.read_csv(run.fold(1) / 'tta_test.csv')
-        assert [saved[c].tolist() for c in parts.PREDS] == [pred.tolist() for pred in ours]
+    name = names(loud)[which]
+    ours, witness = predict(name, n_tta, '--workers', workers), by_hand(loud, name, n_tta)
+    assert calls == [{'n': n_tta, 'beta': None}] * 4 * bool(n_tta)  # two kinds, two folds
+    for kind, rows in ours.items():
+        *passes, plain = witness[kind]
+        mean = torch.stack(passes).mean(0) if passes else plain
+        assert rows.pred.tolist() == mean.double().tolist()
+        assert rows.pred_plain.tolist() == plain.double().tolist()
+        assert rows.pred_plain.std() > 0.01  # the images are told apart at all
+        assert ((rows.pred - rows.pred_plain).abs().max() > 1e-3) == (n_tta > 0)
 
 
-def test_the_seed_and_the_batch_number_decide_the_draw(net, rows):
-    (first, plain), (again, _), (other, plain2) = (predict(net, rows, 2, s) for s in (0, 0, 1))
-    assert (first == again).all() and (plain == plain2).all()
-    assert np.abs(first - other).max() > 1e-4
-    same = predict(net, rows.iloc[[0] * 6], 1)[0]  # one image in both batches, drawn anew in each
-    assert np.abs(same[:3] - same[3:]).max() > 1e-4
-    assert np.abs(predict(net, rows, 1)[0] - first).max() > 1e-4  # and in each pass
+def test_more_passes_begin_with_the_same_ones_and_another_seed_draws_others(
+    loud, predict, monkeypatch
+):
+    its_own, passes = Learner.get_preds, []
+
+    def spy(self, **options):
+        passes.append(its_own(self, **options))
+        return passes[-1]
+
+    monkeypatch.setattr(Learner, 'get_preds', spy)
+
+    def of_run(n_tta: int, *flags) -> list[list[list[float]]]:
+        """Of each of the four parts the preds of each pass, the plain one last."""
+        passes.clear()
+        predict('twin', n_tta, *flags)
+        preds = [pred[:, 0].tolist() for pred, _ in passes]
+        assert len(preds) == 4 * (n_tta + 1)
+        return [preds[i : i + n_tta + 1] for i in range(0, len(preds), n_tta + 1)]
+
+    one, three, other = of_run(1), of_run(3), of_run(1, '--seed', 1)
+    for of_one, of_three, of_other in zip(one, three, other, strict=True):
+        assert of_one[0] == of_three[0] and of_one[-1] == of_three[-1] == of_other[-1]
+        assert len({*map(tuple, of_three)}) == 4  # each pass is another
+        assert np.abs(np.subtract(of_one[0], of_other[0])).max() > 1e-4
 
 
-def test_half_precision_keeps_the_predictions_and_their_order(rows):
-    half, single = predict(make(), rows, 2, precision='bf16'), predict(make(), rows, 2)
-    assert 0 < np.abs(half[0] - single[0]).max() < 0.02
-    assert len(set(half[1])) == 7  # logits of 8 bits would make ties
-    assert (np.argsort(half[0]) == np.argsort(single[0])).all()
+def test_half_precision_keeps_the_predictions_and_their_order(predict):
+    single, half = (predict('twin', 1, '--precision', p)['oof'] for p in ('fp32', 'bf16'))
+    assert 0 < (half.pred - single.pred).abs().max() < 0.02
+    assert half.pred_plain.is_unique  # logits of 8 bits would make ties
+    assert np.corrcoef(half.pred.rank(), single.pred.rank())[0, 1] > 0.99
 
 
-@pytest.mark.parametrize('bias', [float('nan'), float('inf')])
-def test_a_prediction_that_is_not_finite_stops_and_names_the_precision_to_type(net, rows, bias):
-    torch.nn.init.constant_(net.fc.bias, bias)
-    pred = torch.tensor(predict(net, rows, 1)[0])[:, None]
+@pytest.mark.skipif(
+    shutil.which(os.environ.get('CXX', 'c++')) is None, reason='torch.compile needs a C++ compiler'
+)
+def test_a_compiled_model_predicts_the_same(copy, demo, ok, monkeypatch, tmp_path):
+    """One model and one image: to compile is most of this test."""
+    compiled, its_own, preds = [], torch.nn.Module.compile, []
+    monkeypatch.setattr(
+        torch.nn.Module, 'compile', lambda self: compiled.append(self) or its_own(self)
+    )
+    (copy / 'runs' / 'twin' / 'fold1' / 'oof.csv').unlink()
+    image, out = next((demo / 'jpeg' / 'test').iterdir()), tmp_path / 'out.csv'
+    for flags in ([], ['--compile']):
+        this = ['infer.py', '--home', copy, '--only', 'twin', '--n_tta', 0, '--images', image]
+        ok(*this, '--out', out, *flags)
+        preds += [pd.read_csv(out).pred[0]]
+        out.unlink()
+    assert [type(net) for net in compiled] == [model.ProbabilityModel]
+    assert preds[0] == pytest.approx(preds[1], abs=1e-5)
+
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_prediction_that_is_not_finite_stops_and_names_the_precision_to_type(bad):
     with pytest.raises(Stop, match=r'runs/a: the model predicts NaN or infinity.*--precision fp32'):
-        tta.check_finite(pred, 'runs/a')
+        tta.check_finite(torch.tensor([[0.5], [bad]]), 'runs/a')
     good = tta.check_finite(torch.tensor([[0.25], [1.0]]), '')
     assert good.dtype == np.float64 and good.tolist() == [0.25, 1]
