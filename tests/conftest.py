@@ -16,6 +16,7 @@ from unittest import mock
 
 import pytest
 
+N_DRAWS = 100  # of an interval in a script that a test runs; test_score.py holds the real number
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `python -m pytest` from anywhere
 SHARED = ROOT.parent / 'shared'
@@ -76,10 +77,13 @@ def script():
     """`script('train.py', '--size', 64, cwd=...)`: the finished command, its output as text.
 
     It runs in this process: the seconds that a new one needs to import torch are most of a test.
-    Intervals come from 200 draws instead of 1,000; test_score.py holds the whole number.
+    Intervals come from N_DRAWS draws. Without `pictures` those of a training are empty files.
     """
 
-    def run(name: str, *args: object, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    def run(name, *args, cwd: Path = ROOT, pictures: bool = False) -> subprocess.CompletedProcess:
+        from lib.pictures import _save
+
+        save = _save if pictures else lambda figure, path: path.touch()
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8') for _ in range(2))
         command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -91,7 +95,8 @@ def script():
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 mock.patch.object(sys, 'argv', command),
-                mock.patch('lib.score.N_DRAWS', 200),
+                mock.patch('lib.score.N_DRAWS', N_DRAWS),
+                mock.patch('lib.pictures._save', save),
             ):
                 try:
                     runpy.run_path(command[0], run_name='__main__')
@@ -172,7 +177,7 @@ def home(demo, script, tmp_path_factory) -> Path:
             ['infer.py', '--home', home, '--n_tta', 2],
         ]
     ):
-        done = script(*command)
+        done = script(*command, pictures=command is train)
         assert done.returncode == 0, done.stderr
         assert '\r' not in done.stdout and '█' not in done.stderr  # a log file without bars
         (home / f'{i}.log').write_text(done.stdout)
@@ -243,7 +248,7 @@ def fitted(script, noise_home, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(Learner, 'fit_one_cycle', noted)
             patch.setattr('lib.pictures._save', lambda f, path: figures.update({path.name: f}))
-            done = script(*command, *([] if '--weights' in flags else QUICK))
+            done = script(*command, *([] if '--weights' in flags else QUICK), pictures=True)
         assert done.returncode == status, done.stdout + done.stderr
         (learn,) = learners
         learn.said, learn.figures = done.stdout + done.stderr, figures

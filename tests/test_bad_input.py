@@ -158,22 +158,14 @@ FLAGS = [
     ('--demo', 'folds.py', '--data', 'nowhere'),
     ('--demo has a place', 'folds.py', '--demo', '--home', 'x'),
     ('from 0 to 4294967295', 'folds.py', '--seed', 4294967296),
-    ('2 or more', 'folds.py', '--n_folds', 1),
     ('groups of target 1', 'folds.py', '--data', 'DEMO', '--home', 'x', '--n_folds', 50),
     ('python folds.py', 'train.py', '--home', 'nowhere'),
-    ('from 64 to 4096', *QUICKLY, '--size', 0),
     ('from 64 to 4096', *QUICKLY, '--size', 99999),
-    ('1 or more', *QUICKLY, '--epochs', 0),
     ('2 or more', *QUICKLY, '--batch_size', 0),
     ('1 or more', *QUICKLY, '--accumulate', 0),
-    ('0 or more', *QUICKLY, '--lr_max', -1),
     ('--lr_min <= --lr_max', *QUICKLY, '--lr_min', 1, '--lr_max', 0.1),
-    ('--lr_min <= --lr_max', *QUICKLY, '--lr_min', 0),
     ('0 or more', *QUICKLY, '--wd', -1),
-    ('0 or more', *QUICKLY, '--neg_ratio', -1),
     ('0 or more', *QUICKLY, '--neg_ratio', '1e999'),
-    ('0 or more', *QUICKLY, '--seed', -1),
-    ('0 to 256', *QUICKLY, '--workers', 257),
     ('0 to 1', *QUICKLY, '--fold', 9),
     ('must be letters', *QUICKLY, '--name', '../x'),
     ('may be auto, fp32', *QUICKLY, '--precision', 'fp16'),  # on the CPU
@@ -184,19 +176,14 @@ FLAGS = [
     ('--weights FILE', *QUICKLY[:3], '--arch', 'resnet18'),  # conftest keeps the hub away
     ('python train.py', 'infer.py', '--home', 'nowhere'),
     ("no run named 'x'", 'infer.py', '--home', 'HOME', '--only', 'twin,x'),
-    ('0 or more', 'infer.py', '--home', 'HOME', '--n_tta', -1),
     ('1 or more', 'infer.py', '--home', 'HOME', '--batch_size', 0),
-    ('0.0001 to 0.9999', 'infer.py', '--home', 'HOME', '--prior', 0),
-    ('0 to 256', 'infer.py', '--home', 'HOME', '--workers', 999),
     ('may be auto, fp32', 'infer.py', '--home', 'HOME', '--precision', 'half'),
     ('--images needs --out', 'infer.py', '--home', 'HOME', '--images', 'x'),
     ('no JPEG or PNG', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
     ('a new file', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.jpg'),
-    ('python train.py', 'blend.py', '--home', 'nowhere'),
     ('mean, rank, greedy, stack', 'blend.py', '--how', 'best'),
     ('platt', 'blend.py', '--calibrate', 'isotonic'),
     ('0.0001 to 0.9999', 'blend.py', '--prior', 1.5),
-    ('leave --only and --how out', 'blend.py', '--mix', 'a=1', '--only', 'a'),
     ('leave --only and --how out', 'blend.py', '--mix', 'a=1', '--how', 'rank'),
 ]
 
@@ -326,9 +313,7 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(copy, refusal):
     assert '/denied' in text and text.count('\n') == 1
 
 
-def test_a_cache_that_goes_during_the_training_is_told_and_the_same_command_goes_on(
-    copy, refusal, ok, monkeypatch
-):
+def test_a_cache_that_goes_during_a_training_costs_an_epoch(copy, refusal, ok, monkeypatch):
     this = ['train.py', '--home', copy, *QUICK, '--epochs', 2, '--name', 'short', '--fold', 0]
     seed = callbacks.SeedEpoch.before_epoch
 
@@ -342,13 +327,6 @@ def test_a_cache_that_goes_during_the_training_is_told_and_the_same_command_goes
         text = refusal(*this)
     assert 'the cached image' in text and 'run this again' in text and text.count('\n') == 1
     assert 'goes on after epoch 1 of 2' in ok(*this)
-
-
-def test_weights_that_explode_stop_with_the_flag_to_change(copy, refusal):
-    rates = ['--lr_min', 9, '--lr_max', 9, '--wd', 1e38]
-    text = refusal('train.py', '--home', copy, *QUICK, '--epochs', 3, '--name', 'nan', *rates)
-    assert re.search(r'nan in fold 0, epoch \d, \w+ step \d; .* smaller --lr_max', text)
-    assert '--precision fp32' in text
 
 
 # Images that cannot be read, and how each is made
@@ -376,9 +354,7 @@ BAD = {
 }
 
 
-def test_images_that_cannot_be_read_are_listed_before_any_work_and_can_be_left_out(
-    demo, ok, refusal, tmp_path
-):
+def test_bad_images_are_listed_before_any_work_and_left_out(demo, ok, refusal, tmp_path):
     """Every kind among the labelled images, which an exclude.txt then names."""
     data, home = shutil.copytree(demo, tmp_path / 'data'), tmp_path / 'home'
     ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
@@ -405,9 +381,7 @@ def test_images_that_cannot_be_read_are_listed_before_any_work_and_can_be_left_o
     )
 
 
-def test_a_test_image_that_cannot_be_read_gets_the_median_and_the_submission_has_all_rows(
-    copy, demo, ok
-):
+def test_a_test_image_that_cannot_be_read_gets_the_median_and_its_row(copy, demo, ok):
     shutil.copytree(demo / 'jpeg' / 'test', copy / 'jpeg')
     folds = pd.read_csv(copy / 'folds.csv')
     test = folds.split == 'test'

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import QUICK, contents
+from fastai.vision.all import Learner
 from PIL import Image
 from scipy.special import logit
 from sklearn.metrics import roc_auc_score
@@ -96,9 +97,7 @@ def test_another_prior_moves_prob_and_predicts_nothing_again(copy, ok):
     assert (after.pred == before.pred).all() and (after.prob > before.prob).all()
 
 
-def test_any_folder_of_images_is_predicted_by_the_mean_of_the_runs(
-    copy, demo, ok, refusal, tmp_path
-):
+def test_any_images_are_predicted_by_the_mean_of_the_runs(copy, demo, ok, refusal, tmp_path):
     folder, out = tmp_path / 'images', tmp_path / 'out.csv'
     (folder / 'deep').mkdir(parents=True)
     test = pd.read_csv(copy / 'runs' / 'twin' / 'test.csv').set_index('image_name')
@@ -152,7 +151,9 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(copy, ok):
     assert 'tta' not in json.loads((run / 'scores.json').read_text())  # of the weights before
     assert ok('infer.py', '--home', copy, '--n_tta', 2).count('is finished') == 2
     assert before == {p: (p.read_bytes(), p.parent == run or p.stat().st_mtime_ns) for p in paths}
-    assert 'tta' in json.loads((run / 'scores.json').read_text())
+    scores = (run / 'scores.json').read_bytes()
+    assert b'"tta"' in scores and 'is finished' in ok('train.py', '--home', copy, *TRAIN)
+    assert (run / 'scores.json').read_bytes() == scores  # of infer.py
 
 
 def test_predictions_are_made_anew_where_they_would_be_others(copy, ok):
@@ -164,6 +165,7 @@ def test_predictions_are_made_anew_where_they_would_be_others(copy, ok):
     oof = pd.read_csv(run / 'oof.csv')
     assert (oof.pred == oof.pred_plain).all() and (oof.pred_plain == before.pred_plain).all()
     assert json.loads((run / 'fold0' / 'tta_oof.json').read_text())['n_tta'] == 0
+    assert 'tta' not in json.loads((run / 'scores.json').read_text())
     shutil.copy(*(run / f'fold{k}' / 'model.safetensors' for k in (0, 1)))  # fold 1 is another
     again = ok(*infer, '--n_tta', 0)
     assert again.count('fold 1, ') == 2 and 'fold 0, ' not in again
@@ -181,8 +183,10 @@ def test_one_fold_alone_says_which_are_missing(copy, ok):
     assert 'fold 0 epoch' in out and 'out of fold' in out
 
 
-def test_the_range_test_needs_no_fold_for_itself_and_leaves_its_picture_alone(copy, ok):
-    """On a finished run, one fold of which another process has."""
+def test_the_range_test_leaves_its_picture_alone(copy, ok, monkeypatch):
+    """On a finished run too, and on a fold that another process has."""
+    find = Learner.lr_find
+    monkeypatch.setattr(Learner, 'lr_find', lambda *a, **o: find(*a, **o | {'num_it': 20}))
     before = contents(copy)
     twin = ['train.py', '--home', copy, *TRAIN, '--seed', 1, '--cutout', '--name', 'twin']
     with held_by_another(copy / 'runs' / 'twin' / 'fold1' / '.lock'):
@@ -226,12 +230,3 @@ def test_the_blends_auc_is_scikit_learns(blended):
     printed = (blended / '4.log').read_text()
     assert f' {roc_auc_score(one.target, both):.4f} [' in printed
     assert 'the shortcut floor' in printed and 'Brier' in printed
-
-
-def test_a_training_that_is_typed_again_leaves_the_scores_of_the_predictions(copy, ok):
-    path = run_of(copy) / 'scores.json'
-    before = path.read_bytes()
-    assert 'is finished' in ok('train.py', '--home', copy, *QUICK, '--epochs', 1)
-    assert path.read_bytes() == before and b'"tta"' in before
-    ok('infer.py', '--home', copy, '--n_tta', 0, '--only', run_of(copy).name)
-    assert b'"tta"' not in path.read_bytes()

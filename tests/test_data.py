@@ -1,5 +1,7 @@
 """Rows of a table as DataLoaders: which rows, in which order, augmented or not, read by whom."""
 
+import gc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -66,17 +68,21 @@ def test_processes_of_a_launcher_share_a_batch_equally_or_are_refused(noise, mon
             training_dls(noise, batch_size=size)
 
 
-@pytest.mark.parametrize('workers', [0, 2])
-def test_a_cached_image_that_cannot_be_read_is_named_with_what_to_do(noise, workers, tmp_path):
+@pytest.mark.parametrize('workers', [0, 1])
+def test_a_cached_image_that_cannot_be_read_is_named(noise, workers, tmp_path, monkeypatch):
+    # torch would wait 5 s for its process at the next garbage collection
+    monkeypatch.setattr('torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL', 0.1)
     good, bad = noise.cached[0], tmp_path / 'bad.jpg'
     bad.write_bytes(b'\xff\xd8 no JPEG')
     for path in (bad, tmp_path / 'gone.jpg'):
-        rows = noise[:2].assign(cached=[good, path])
-        dls = data.prediction_dls(rows, batch_tfms(*STATS), 1, workers)
-        with pytest.raises(Exception, match='Delete it, if it is there, and run this again') as e:
-            list(dls.valid)
-        assert str(path) in str(e.value)
-        assert isinstance(e.value, Stop) or 'lib.cli.Stop' in str(e.value)
+        rows, said = noise[:2].assign(cached=[good, path]), ''
+        try:
+            list(data.prediction_dls(rows, batch_tfms(*STATS), 1, workers).valid)
+        except Exception as e:  # of torch's, which holds the other's text
+            assert isinstance(e, Stop) or 'lib.cli.Stop' in str(e)
+            said = str(e)
+        assert str(path) in said and 'Delete it, if it is there, and run this again' in said
+    gc.collect()
 
 
 @pytest.mark.parametrize(

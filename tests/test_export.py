@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import CONFIG
+from conftest import CONFIG, N_DRAWS
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -86,7 +86,7 @@ def grid(out, header: str) -> pd.DataFrame:
 @pytest.fixture
 def oof(home, monkeypatch):
     """The rows of folds.csv with the predictions of the run `twin`."""
-    monkeypatch.setattr('lib.score.N_DRAWS', 200)  # as `script` has it
+    monkeypatch.setattr('lib.score.N_DRAWS', N_DRAWS)
     table = tables.read_labelled(home / 'folds.csv')
     return join_table(table, pd.read_csv(home / 'runs' / 'twin' / 'oof.csv'))
 

@@ -26,7 +26,9 @@ def test_what_a_killed_process_left_half_written_is_gone_after_the_next_try(tmp_
         assert temporary.parent == path.parent and not path.exists()
     temporary.write_text('a longer half, as after a kill -9')
     assert path.read_text() == 'whole'  # whoever reads sees the old file or the new one
-    files.write_text(path, 'new')
+    with open(path) as reader:
+        files.write_text(path, 'new')
+        assert reader.read() == 'whole'
     assert path.read_text() == 'new' and list(path.parent.iterdir()) == [path]
 
 

@@ -166,9 +166,7 @@ def test_a_test_image_that_cannot_be_read_gets_the_median_and_a_line(run, capsys
     assert 'the median of all is the prediction of b\n' in capsys.readouterr().out
 
 
-def test_images_are_cached_once_for_all_parts_and_those_with_a_label_must_be_readable(
-    run, monkeypatch
-):
+def test_images_are_cached_once_and_those_with_a_label_must_be_readable(run, monkeypatch):
     calls = []
 
     def cache(rows, home, size, may_fail):

@@ -47,9 +47,7 @@ def note(monkeypatch) -> Note:
     return note
 
 
-def test_each_epoch_trains_on_all_melanomas_of_the_other_folds_and_on_other_benign_images(
-    note, noise, fitted
-):
+def test_each_epoch_has_all_melanomas_of_other_folds_and_new_benign_images(note, noise, fitted):
     fitted('--neg_ratio', 0.5, epochs=3, cbs=[note])
     rows = noise.set_index('image_name')
     others = rows[rows.fold != 0]

@@ -198,24 +198,15 @@ def test_images_are_not_predicted_by_a_run_without_a_trained_fold(run, refusal, 
     assert 'no run has a trained fold' in refusal('infer.py', *words, cwd=tmp_path)
 
 
-@pytest.mark.parametrize(
-    ('key', 'value'),
-    [
-        ('arch', 3),
-        ('size', 10**9),
-        ('size', 'large'),
-        ('size', True),
-        ('mean', [0.5, 0.5]),
-        ('mean', 'abc'),
-        ('std', [0.5, 0.5, 0]),
-        ('std', [0.5, 0.5, float('nan')]),
-        ('std', None),
-        ('cutout', 'yes'),
-        ('folds_sha256', None),
-        ('command', ['rm']),
-        ('command', 'python train.py\x1b[2J'),
-    ],
-)
+BAD = [
+    ('arch', 3), ('size', 10**9), ('size', 'large'), ('size', True), ('mean', [0.5] * 2),
+    ('mean', 'abc'), ('std', [0.5, 0.5, 0]), ('std', [0.5, 0.5, float('nan')]), ('std', None),
+    ('cutout', 'yes'), ('folds_sha256', None), ('command', ['rm']), ('command', 'rm -rf /'),
+    ('command', 'python train.py\x1b[2J'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('key', 'value'), BAD)
 def test_a_strangers_config_is_checked(key, value, run):
     _ = run.config  # it is good
     path = run.folder / 'config.json'

@@ -51,9 +51,7 @@ def test_an_epoch_is_all_melanomas_and_as_many_benign_with_workers_and_without(w
 
 @pytest.mark.parametrize('ratio', [0, 0.5, 1, 2, 3, 99])
 @pytest.mark.parametrize('batch_size', [2, 3, 4, 5, 8, 11])
-def test_an_epoch_fills_whole_batches_with_more_benign_images_where_there_are_more(
-    ratio, batch_size
-):
+def test_an_epoch_fills_whole_batches_with_more_benign_images(ratio, batch_size):
     dl = loader()
     sampler = Downsample(dl, TARGETS, ratio, seed=0, batch_size=batch_size)
     got = sampler.indexes(0)

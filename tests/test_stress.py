@@ -1,6 +1,7 @@
 """Real kills, and two real processes: nothing is lost and nothing is done twice."""
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -29,31 +30,19 @@ def kill(process) -> None:
     process.communicate()
 
 
-def test_two_processes_share_a_run_and_one_that_is_killed_costs_nothing(copy, ok):
+def test_two_processes_share_a_run_and_one_that_is_killed_costs_an_epoch_at_most(copy, ok):
     train = ['train.py', '--home', copy, *SMALL, '--epochs', 6, '--name']
     victim = start(*train, 'shared', '--workers', 2)
     assert any('epoch  2/6' in line for line in victim.stdout)
+    time.sleep(random.Random(0).uniform(0, 0.2))  # in an epoch, or while it is saved
     victim.send_signal(signal.SIGSTOP)  # a slow process is not a dead one
     other = ok(*train, 'shared')
     assert other.count('images an epoch') == 1 and 'fold 0 still to be trained' in other
     kill(victim)
-    assert 'fold0/state.pt: goes on after epoch' in ok(*train, 'shared')
+    assert re.search(r'fold0/state\.pt: goes on after epoch [1-6] of 6', ok(*train, 'shared'))
     ok(*train, 'whole')
     whole, shared = (trained(copy / 'runs' / name) for name in ('whole', 'shared'))
     assert whole == shared and len(whole) == 4 and leftovers(copy) == []
-
-
-def test_a_training_that_is_killed_at_any_moment_ends_as_if_it_never_was(copy, ok):
-    train = ['train.py', '--home', copy, *SMALL, '--epochs', 12, '--fold', 0, '--name']
-    ok(*train, 'whole')
-    victim, rng = start(*train, 'killed'), random.Random(0)
-    n = rng.randint(1, 8)
-    assert any(f'epoch {n:2d}/' in line for line in victim.stdout)
-    time.sleep(rng.uniform(0, 0.2))  # within an epoch, or while it is saved
-    kill(victim)
-    assert 'state.pt: goes on after epoch' in ok(*train, 'killed')
-    whole, killed = (trained(copy / 'runs' / name) for name in ('whole', 'killed'))
-    assert whole == killed and len(whole) == 2 and leftovers(copy) == []
 
 
 def test_infer_goes_on_where_it_was_killed_and_leaves_to_others_what_they_do(copy, ok):
