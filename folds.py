@@ -57,6 +57,7 @@ def main(
 
     table['group'] = splits.join_groups(table, duplicates)
     labelled = table.split == 'train'
+    splits.warn_of_groups(table, table.group[labelled])
     table.loc[labelled, 'fold'] = splits.assign_folds(table[labelled], n_folds, seed)
     splits.check_groups(table.group[labelled], table.fold[labelled])
 

@@ -18,8 +18,8 @@ from tqdm.contrib.concurrent import thread_map
 from lib import tables
 from lib.cli import Stop
 from lib.files import atomic
-from lib.images import FORMATS, SUFFIXES
-from lib.layouts import DUPLICATES, LAYOUTS, NAMES, SAMPLE, Layout, Table
+from lib.images import FORMATS
+from lib.layouts import DUPLICATES, LAYOUTS, NAMES, SAMPLE, SUFFIXES, Layout, Table
 from lib.locks import held
 
 
@@ -27,7 +27,10 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
     """The sets that --external names, in its order; by default all in `folder`. Raises: Stop."""
     known = [layout.source for layout in LAYOUTS.values() if not layout.test]
     if external is None:
-        return [name for name in known if (folder / name).is_dir()]
+        there = sorted(path.name for path in folder.glob('[!.]*/'))
+        if unread := [name for name in there if name not in known]:
+            print(f'{folder}: {", ".join(unread)} is not read; known are {", ".join(known)}')
+        return [name for name in known if name in there]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
     if unknown := [name for name in names if name not in known]:
         hint = '; the images of ISIC 2018 are read as ham10000' if 'isic2018' in unknown else ''
@@ -78,7 +81,12 @@ def read_all(
 def read_duplicates(data: Path) -> pd.DataFrame | None:
     """The known pairs of duplicates, two columns of names; None where the file is missing."""
     is_there = any((data / name).exists() for name in DUPLICATES.names)
-    return _read(data, DUPLICATES)[list(DUPLICATES.columns)] if is_there else None
+    if not is_there:
+        return None
+    pairs = _read(data, DUPLICATES)[list(DUPLICATES.columns)]
+    if pairs.isna().any(axis=None):
+        print(f'{pairs.isna().any(axis=1).sum()} known pairs of duplicates lack a name')
+    return pairs.dropna()
 
 
 def read_excluded(data: Path) -> set[str]:
@@ -86,8 +94,7 @@ def read_excluded(data: Path) -> set[str]:
     path = data / 'exclude.txt'
     text = path.read_text(encoding='utf-8-sig', errors='replace') if path.exists() else ''
     names = filter(None, map(str.strip, text.splitlines()))
-    stems = (Path(name).stem if name.lower().endswith(SUFFIXES) else name for name in names)
-    return {stem.removesuffix('_downsampled') for stem in stems}
+    return {tables.plain_name(name).removesuffix('_downsampled') for name in names}
 
 
 def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
@@ -199,7 +206,14 @@ def _find(rows: pd.DataFrame, folder: Path, home: Path) -> pd.Series:
         folders = [home / 'unpacked' / f'{split}-image']
         unpack(packed, list(rows.image_name), folders[0])
     files = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
-    paths = rows.image_name.map({p.stem: p.as_posix() for p in files})
+    there = pd.Series([p.as_posix() for p in files], [tables.plain_name(p.name) for p in files])
+    there = there[there.index.isin(rows.image_name)].sort_values()
+    if twice := list(there.index[there.index.duplicated()]):
+        raise Stop(
+            f'{len(twice)} images of {source} are several files, and only one can be meant, such '
+            f'as {" and ".join(there[[twice[0]]])}; move the others away'
+        )
+    paths = rows.image_name.map(there)
     if missing := list(rows.image_name[paths.isna()]):
         first = ', '.join(missing[:3]) + ' ...' * (len(missing) > 3)
         counts = f'{len(missing)} of {len(rows)} {split} images of {source}'

@@ -13,8 +13,8 @@ from tqdm.contrib.concurrent import thread_map
 from lib import locks
 from lib.cli import Stop
 from lib.files import atomic
+from lib.layouts import SUFFIXES
 
-SUFFIXES = ('.jpg', '.jpeg', '.png')
 FORMATS = ('JPEG', 'PNG')  # whatever the suffix says: Pillow would start a program for an EPS
 
 

@@ -84,12 +84,17 @@ LAYOUTS = {
     )
 }  # fmt: skip
 
+SUFFIXES = ('.jpg', '.jpeg', '.png')  # of image files, in lower case
 SAMPLE = Table(['sample_submission.csv'], ['image_name', 'target'])
 DUPLICATES = Table(
     [f'{folder}ISIC_2020_Training_Duplicates.csv' for folder in ('', 'external/isic2020/')],
     ['image_name_1', 'image_name_2'],
 )
 
+# What a cell of a table holds where nothing is known, in lower case
+UNKNOWN = ('na', 'n/a', 'nan', 'none', 'null', 'unknown', '<na>', '#n/a')
+# What public tables write where a patient is not known. One row with such an id may be a patient
+NOBODY = ('-1', '0', '-1.0', '0.0', *UNKNOWN)
 # The columns that folds.csv has under another name
 NAMES = {
     'image': 'image_name', 'image_id': 'image_name', 'MEL': 'target', 'melanoma': 'target',
@@ -104,6 +109,7 @@ DIAGNOSES = {
     'vasc': 'vascular lesion', 'scc': 'squamous cell carcinoma', 'unk': 'unknown',
     'seborrheic_keratosis': 'seborrheic keratosis',
 }  # fmt: skip
+SEXES = {'m': 'male', 'f': 'female', 'man': 'male', 'woman': 'female'}
 # The competition's names for the sites; a site that is not listed keeps its name
 SITES = {
     'anterior torso': 'torso', 'posterior torso': 'torso', 'lateral torso': 'torso',

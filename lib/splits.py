@@ -37,6 +37,26 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     return group.groupby(component).transform('min').rename('group')
 
 
+def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
+    """Print what is odd about patients and groups (n,): it may part one patient or join many.
+
+    `table` may have patient_id. Named are ids that differ by case or by a .0 alone, and groups of
+    over a tenth of all images; of real patients none has so many.
+    """
+    ids = pd.Series(
+        table.get('patient_id', pd.Series(dtype=object)).dropna().unique(), dtype=object
+    )
+    alike = ids.groupby(ids.str.lower().str.removesuffix('.0')).agg(list)
+    if len(alike := alike[alike.str.len() > 1]):
+        print(
+            f'warning: {len(alike)} patients differ from another by case or by .0 alone, such as '
+            f'{" and ".join(alike.iloc[0])}; they are taken as different people'
+        )
+    sizes = group.value_counts()
+    for name, n in sizes[sizes > len(group) / 10].items():
+        print(f'warning: the group {name} has {n} of {len(group)} images; is it one patient?')
+
+
 def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
     """The fold of each row, (n,) int from 0 up: whole groups, stratified by target and source.
 
@@ -86,7 +106,8 @@ def report_leaks(
     """Print how many groups of `table`, somebody's table of folds, lie in more than one fold.
 
     `path` is its file, for the messages. A negative number in `fold_column` is not a fold. Raises:
-    Stop where a group or a known pair of `duplicates` is in more than one fold.
+    Stop where a group or a known pair of `duplicates` is in more than one fold, and where the
+    column holds no folds or no patient is known, since nothing can be found then.
     """
     name_column = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
     unit = next((c for c in ('group', 'patient_id', 'lesion_id') if c in table), None)
@@ -94,15 +115,27 @@ def report_leaks(
         raise Stop(f'{path} needs image_name, and one of group, patient_id, lesion_id')
     table = table.assign(image_name=table[name_column])
     group = table.group.fillna(table.image_name) if unit == 'group' else join_groups(table)
-    number = pd.to_numeric(table[fold_column], errors='coerce')
-    # folds may be named, such as 'a' and 'b', instead of numbered
-    fold = number.where(number >= 0) if number.notna().any() else table[fold_column]
-    used = fold.notna()
-    if not used.any():
-        raise Stop(f'{path}: no row has a fold in {fold_column}')
+    fold = table[fold_column]  # numbered, or named, such as 'a' and 'b'
+    number = pd.to_numeric(fold, errors='coerce')
+    if number.notna().any():
+        if len(wrong := fold[number.isna() & fold.notna() | (number % 1 > 0)]):
+            expected = 'expected whole numbers, or names alone'
+            raise Stop(f'{path}: {wrong.iloc[0]!r} in {fold_column} is no fold; {expected}')
+        fold = number.where(number >= 0).astype('Int64')
+    used, sizes = fold.notna(), fold.value_counts().sort_index()
     print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
-    leaking, n, k = find_leaks(group, fold), group[used].nunique(), fold.nunique()
-    print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {k} folds')
+    if len(sizes) < 2:
+        raise Stop(f'{path}: {fold_column} has {len(sizes)} folds; no model leaves any rows out')
+    print('rows of each fold: ' + ', '.join(f'{k} {n}' for k, n in sizes[:20].items()))
+    is_known = table[[c for c in ('group', 'patient_id', 'lesion_id') if c in table]].notna()
+    unknown = (used & ~is_known.any(axis=1)).sum()
+    if unknown == used.sum():
+        raise Stop(f'{path}: no row has a {unit}, so it cannot be seen whether a patient leaks')
+    if unknown:
+        print(f'{unknown} rows have no {unit}: whether those images share a patient is not seen')
+    warn_of_groups(table, group[used])
+    leaking, n = find_leaks(group, fold), group[used].nunique()
+    print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {len(sizes)} folds')
     parted = []
     if duplicates is not None:
         fold_of = dict(zip(table.image_name[used], fold[used], strict=True))

@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import re
+import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,12 +13,14 @@ import pandas as pd
 
 from lib import splits
 from lib.cli import Stop
-from lib.layouts import DIAGNOSES, SITES
+from lib.layouts import DIAGNOSES, NOBODY, SEXES, SITES, SUFFIXES, UNKNOWN
 
 COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'width', 'height', 'fold',
 ]  # fmt: skip
+IDS = ['patient_id', 'lesion_id', 'group']
+IMAGES = ['image_name', 'image', 'image_id', 'image_name_1', 'image_name_2']  # names of images
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
 
@@ -55,12 +59,15 @@ def read_csv(
 ) -> pd.DataFrame:
     """The rows of a CSV file as text, empty cells as NaN; `only` its `columns`, or all.
 
-    A column isic_id, as today's archive calls it, is image_name here.
+    A column isic_id, as today's archive calls it, is image_name here. Names of images are in
+    Unicode's NFC and have no suffix. Blanks at both ends of a cell are left out. A line counts the
+    patients or lesions that several rows call by a word for nobody, such as -1; they are NaN.
 
     Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
     separated by anything but commas, or without one of `columns`.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
+    options |= {'keep_default_na': False, 'na_values': ['']}  # a patient may be called NA
     names = {'isic_id': 'image_name'}
     wanted = (lambda c: names.get(c, c) in columns) if only else None
     try:
@@ -72,6 +79,7 @@ def read_csv(
                 if len(header) == 1 and separator in header.iloc[0]:
                     raise Stop(f'{path} is separated by {name}; save it as CSV, with commas')
             table = pd.read_csv(path, index_col=False, usecols=wanted, **options)
+            table = table.rename(columns=str.strip)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserWarning) as e:
@@ -86,7 +94,28 @@ def read_csv(
         raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
     if table.empty and not may_be_empty:
         raise Stop(f'{path} has a header and no rows')
-    return table
+    return table.apply(lambda cells: _clean(cells, path))
+
+
+def plain_name(name: str) -> str:
+    """An image's name as all tables here have it: in Unicode's NFC, less a suffix such as .jpg."""
+    end = '|'.join(map(re.escape, SUFFIXES))
+    return unicodedata.normalize('NFC', re.sub(f'(?i:{end})$', '', name))
+
+
+def _clean(cells: pd.Series, path: Path) -> pd.Series:
+    """A column of text in the file `path`, as `read_csv` promises it."""
+    cells = cells.str.strip().where(lambda text: text != '')
+    if cells.name in IMAGES:
+        return cells.map(plain_name, na_action='ignore')
+    if cells.name not in IDS:
+        return cells.where(~cells.str.lower().isin(UNKNOWN) | (cells == 'unknown'))
+    is_nobody = cells.str.lower().isin(NOBODY) & cells.duplicated(keep=False)
+    if cells.name == 'group' or not is_nobody.any():  # a group may be a number, and so 0
+        return cells
+    words = ', '.join(map(repr, sorted(cells[is_nobody].unique())))
+    print(f'{path}: {cells.name} {words} is taken as not known, in {is_nobody.sum()} rows')
+    return cells.where(~is_nobody)
 
 
 def read_folds(path: Path) -> pd.DataFrame:
@@ -170,7 +199,9 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the types of folds.csv and the competition's words for what it describes.
 
     `target`, ages in years and sizes in pixels become float, NaN on test rows and where an age or a
-    size cannot be true. Raises: Stop where a name, a label or a split is none.
+    size cannot be true. Lines count what is not understood and becomes empty.
+
+    Raises: Stop where a name, a label or a split is none.
     """
     for column in ('image_name', 'source'):
         table[column] = table[column].astype('str').fillna('')
@@ -188,9 +219,17 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     table['target'] = target.where(labelled)
     table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(str(d).lower(), d))
     table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
-    table['sex'] = table.sex.where(table.sex.isin(['male', 'female']))
+    sex = table.sex.map(lambda word: SEXES.get(word.lower(), word.lower()), na_action='ignore')
+    parsed = {'sex': sex.where(sex.isin(['male', 'female']))}
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
-        number = pd.to_numeric(table[column], errors='coerce')
+        text = table[column].map(lambda cell: str(cell).rstrip('+'), na_action='ignore')  # 85+
+        number = pd.to_numeric(text, errors='coerce')
         is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are whole
-        table[column] = number.where(number.between(0, most) & is_whole)
+        parsed[column] = number.where(number.between(0, most) & is_whole)
+    for column, values in parsed.items():
+        lost = table[column][values.isna() & table[column].notna()]
+        lost = lost[~lost.isin(['unknown', 'Unknown'])]
+        if len(lost):
+            print(f'{column}: {len(lost)} cells are not understood, such as {lost.iloc[0]!r}')
+        table[column] = values
     return table

@@ -1,7 +1,9 @@
 """The layouts of several archives give one table in which an ISIC id counts once."""
 
 import os
+import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +213,45 @@ def test_an_image_without_a_header_leaves_its_size_empty_and_a_pipe_does_not_han
     make(path)
     table, _ = archives.read_all(data, [])
     assert np.isnan(table.width[0]) and table.width[1] == 40
+
+
+def test_names_with_a_suffix_or_decomposed_letters_are_the_same_names(data):
+    """As in a table from Excel, and as a Mac writes file names."""
+    plain = archives.read_all(data, ['isic2019', 'ham10000'])[0].drop(columns='path')
+    for path in data.rglob('*.csv'):
+        text = path.read_text()
+        path.write_text(re.sub(r'(ISIC_\d(_downsampled)?)', r'\1.JPG', text).replace('IC', 'ÏC'))
+    for path in data.rglob('*.jpg'):
+        name = path.name.replace('IC', 'ÏC')
+        path.rename(path.with_name(unicodedata.normalize('NFD', name)))
+    table, _ = archives.read_all(data, ['isic2019', 'ham10000'])
+    assert all(Path(path).is_file() for path in table.path)
+    table['image_name'] = table.image_name.str.replace('ÏC', 'IC')
+    pd.testing.assert_frame_equal(table.drop(columns='path'), plain)
+
+
+def test_two_files_of_one_name_are_refused_by_both_paths(data):
+    """As a mask beside its image; which of them comes first in the folder must not decide."""
+    image(data / 'jpeg' / 'train' / 'other.png')
+    archives.read_all(data, [])
+    for other in (data / 'jpeg' / 'train' / 'ISIC_2.png', data / 'train' / 'ISIC_2.jpg'):
+        image(other)
+        with pytest.raises(Stop, match='1 images of competition are several files') as e:
+            archives.read_all(data, [])
+        assert str(other) in str(e.value) and 'jpeg/train/ISIC_2.jpg' in str(e.value)
+        other.unlink()
+
+
+def test_a_folder_under_external_that_is_not_read_is_named(data, capsys):
+    (data / 'external' / 'isic-2019').mkdir()
+    (data / 'external' / '.cache').mkdir()
+    found = archives.choose_external(None, data / 'external')
+    assert found == ['isic2019', 'isic2017', 'ham10000']
+    assert 'external: isic-2019 is not read; known are isic2019, ' in capsys.readouterr().out
+
+
+def test_a_pair_of_duplicates_without_a_name_is_counted_and_left_out(data, capsys):
+    head = 'image_name_1,image_name_2'
+    csv(data / 'ISIC_2020_Training_Duplicates.csv', f'{head}\nISIC_1.jpg,ISIC_2\nISIC_3,\n')
+    assert archives.read_duplicates(data).values.tolist() == [['ISIC_1', 'ISIC_2']]
+    assert '1 known pairs of duplicates lack a name' in capsys.readouterr().out

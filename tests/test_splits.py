@@ -129,3 +129,38 @@ def test_where_no_labelled_image_changes_folds_csv_changes_and_else_not(
     new = path.read_bytes()
     assert 'would change' in refusal(*command, data, '--seed', 1)
     assert path.read_bytes() == new
+
+
+@pytest.mark.parametrize(
+    ('folds', 'patients', 'status', 'says'),
+    [
+        ('aabb', 'ppqq', 0, 'rows of each fold: a 2, b 2'),
+        ('0011', 'pp q', 0, '1 rows have no patient_id'),
+        ('0011', '    ', 1, 'no row has a patient_id, so it cannot be seen'),
+        ('0000', 'ppqq', 1, 'fold has 1 folds'),
+        ('    ', 'ppqq', 1, 'fold has 0 folds'),
+        ('a11b', 'ppqq', 1, "'a' in fold is no fold; expected whole numbers"),
+        (['0', '0.5', '1', '1'], 'ppqq', 1, "'0.5' in fold is no fold"),
+    ],
+)
+def test_the_leak_check_reassures_only_where_it_can_see(
+    folds, patients, status, says, script, tmp_path
+):
+    path = tmp_path / 'a.csv'
+    rows = zip('abcd', folds, patients, strict=True)
+    path.write_text('image_name,fold,patient_id\n' + '\n'.join(map(','.join, rows)))
+    done = script('folds.py', '--check', path, '--data', tmp_path)
+    assert done.returncode == status and says in done.stdout + done.stderr
+
+
+def test_patients_that_differ_by_case_or_point_zero_and_large_groups_are_named(capsys):
+    ids = ['P1', 'p1', '7', '7.0', *'abcdefghijklmnopq'[:16]]
+    table = pd.DataFrame({'patient_id': ids})
+    splits.warn_of_groups(table, table.patient_id)
+    said = capsys.readouterr().out
+    assert said.count('\n') == 1 and '2 patients differ from another by case or by .0' in said
+    assert '7 and 7.0' in said
+    splits.warn_of_groups(table[4:], pd.Series([*'aab', *'cdefghijklmno', *'zzzz']))
+    assert capsys.readouterr().out == (
+        'warning: the group z has 4 of 20 images; is it one patient?\n'
+    )

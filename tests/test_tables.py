@@ -128,3 +128,33 @@ def test_the_hash_of_the_rows_changes_with_what_decides_a_result(column, value, 
     assert hashed(table.iloc[::-1]) == before == hashed(table[:-1])  # without the test image
     table.loc[0, column] = value
     assert (hashed(table) == before) == same
+
+
+def test_only_an_empty_cell_or_a_word_of_several_rows_is_no_patient(tmp_path, capsys):
+    path = tmp_path / 'a.csv'
+    ids = {'p': ' p', 'q': 'p ', 'r': 'NA', 's': '-1', 't': '-1', 'u': '', 'v': '0', 'w': 'None'}
+    path.write_text('image_name,patient_id\n' + '\n'.join(map(','.join, ids.items())) + '\nx,none')
+    patients = tables.read_csv(path).patient_id
+    assert patients.fillna('?').tolist() == ['p', 'p', 'NA', '?', '?', '?', '0', 'None', 'none']
+    assert f"{path}: patient_id '-1' is taken as not known, in 2 rows" in capsys.readouterr().out
+    path.write_text(path.read_text().replace(',None', ',none'))
+    assert tables.read_csv(path).patient_id[-2:].isna().all()
+    words = capsys.readouterr().out
+    assert "patient_id '-1', 'none' is taken as not known, in 4 rows" in words
+    path.write_text('image_name,patient_id,sex,group\na,p,NA,0\nb,q,nan,0\n')
+    table = tables.read_csv(path)
+    assert table.sex.isna().all() and table.group.tolist() == ['0', '0']  # a group has a number
+    assert capsys.readouterr().out == ''
+
+
+def test_what_others_write_for_sex_and_age_is_understood_or_counted(capsys):
+    words = ['M', 'Female', 'woman', 'x', 'unknown']
+    ages = ['85+', '50', '7', 'old', 'unknown']
+    table = tables.parse_columns(by_hand(sex=words, age_approx=ages, width=[40, 40, 40.5, 40, 40]))
+    assert table.sex.fillna('?').tolist() == ['male', 'female', 'female', '?', '?']
+    assert table.age_approx.fillna(-1).tolist() == [85, 50, 7, -1, -1]
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split(',')[0] for line in said] == [
+        f'{column}: 1 cells are not understood' for column in ('sex', 'age_approx', 'width')
+    ]
+    assert said[0].endswith("such as 'x'")
