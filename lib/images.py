@@ -1,13 +1,16 @@
 """The cache of square, resized JPEGs, and how one image is read into it."""
 
+import io
 import math
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from tqdm.contrib.concurrent import thread_map
 
 from lib import locks
@@ -16,6 +19,7 @@ from lib.files import atomic
 from lib.layouts import SUFFIXES
 
 FORMATS = ('JPEG', 'PNG')  # whatever the suffix says: Pillow would start a program for an EPS
+PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of metadata; editors write more than Pillow's 1 MB
 
 
 def cache(table: pd.DataFrame, home: Path, size: int, may_fail: bool = False) -> list[Path | None]:
@@ -75,19 +79,44 @@ def square(path: Path, size: int) -> Image.Image:
     The image is cropped and not letter-boxed, since bars would show the model the camera's aspect
     ratio.
     """
-    with Image.open(path, formats=FORMATS) as image:
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but to at least 1.9 times what is asked
-        # for: that scaling is coarse, and hairs and rulers would alias if it came closer to `size`
-        scale = min(1, 1.9 * size / min(image.size))
-        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
-        image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'):  # 16 bits of grey; Pillow would make all but the darkest white
-        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
-    image = image.convert('RGB')
+    try:
+        image = _decode(path, size)
+    except OSError as e:
+        data = path.read_bytes() if 'truncated' in str(e) else b''
+        if not data.startswith(b'\xff\xd8'):
+            raise
+        # Where a JPEG lacks its end marker alone, its pixels do not depend on what would follow
+        whole, other = (
+            _decode(io.BytesIO(data + rest + b'\xff\xd9'), size) for rest in (b'', b'\x55' * 4096)
+        )
+        if (np.asarray(whole) != np.asarray(other)).any():
+            raise
+        image = whole
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     cropped = image.crop((left, top, left + side, top + side))
     return cropped.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _decode(file: Path | BinaryIO, size: int) -> Image.Image:
+    """The whole image, RGB and upright, of at least 1.9 times `size` pixels where it is larger."""
+    with Image.open(file, formats=FORMATS) as image:
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 of its size, but to at least 1.9 times what is asked
+        # for: that scaling is coarse, and hairs and rulers would alias if it came closer to `size`
+        scale = min(1, 1.9 * size / min(image.size))
+        image.draft(None, (math.ceil(image.width * scale), math.ceil(image.height * scale)))
+        image.load()
+        if not _is_upright(image):
+            image = ImageOps.exif_transpose(image)
+    if image.mode.startswith('I'):  # 16 bits of grey; Pillow would make all but the darkest white
+        image = Image.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
+    return image.convert('RGB')
+
+
+def _is_upright(image: Image.Image) -> bool:
+    with suppress(Exception):  # a camera or an editor may write broken metadata beside good pixels
+        return image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return True
 
 
 def n_cores() -> int:
@@ -115,11 +144,12 @@ def _is_fresh(source: Path, path: Path) -> bool:
 def _is_ready(source: Path, size: int) -> bool:
     """Whether a file can be copied as it is, like those in the resized data sets on Kaggle."""
     with Image.open(source, formats=FORMATS) as image:
-        upright = image.getexif().get(ExifTags.Base.Orientation, 1) == 1
-        if (image.format, image.size, image.mode, upright) != ('JPEG', (size, size), 'RGB', True):
+        if (image.format, image.size, image.mode) != ('JPEG', (size, size), 'RGB'):
             return False
-        image.load()  # a truncated image is to fail here and not in training
-        return True
+        with suppress(OSError):  # of a truncated image, which square() refuses or mends
+            image.load()
+            return _is_upright(image)
+        return False
 
 
 def _make(source: Path, path: Path, size: int) -> str | None:

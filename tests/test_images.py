@@ -1,12 +1,14 @@
 """The cache: square, as a viewer shows it, made once, made again when the source changes."""
 
 import os
+import struct
 import threading
+import zlib
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 from test_locks import held_by_another
 
 from lib import files, images
@@ -193,3 +195,38 @@ def test_hidden_files_and_other_formats_are_passed_over(tmp_path):
     (tmp_path / 'a' / 'c.png').unlink()
     with pytest.raises(Stop, match='no JPEG or PNG image'):
         images.list_images(tmp_path / 'a')
+
+
+def test_good_pixels_beside_broken_or_large_metadata_are_read(tmp_path):
+    image = Image.effect_noise((90, 80), 60).convert('RGB')
+    expected = np.asarray(image.crop((5, 0, 85, 80)).resize((64, 64), Image.Resampling.LANCZOS))
+    image.save(tmp_path / 'icc.png', icc_profile=b'\0' * 2_000_000)
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt('XML:com.adobe.xmp', 'x' * 3_000_000, zip=True)
+    image.save(tmp_path / 'xmp.png', pnginfo=info)
+    image.save(tmp_path / 'exif.png')
+    data, chunk = (tmp_path / 'exif.png').read_bytes(), b'eXIf\0\x08\0\x02\x01\x12\0\x03'
+    at, crc = data.index(b'IDAT') - 4, struct.pack('>I', zlib.crc32(chunk))
+    chunk = struct.pack('>I', len(chunk) - 4) + chunk + crc
+    (tmp_path / 'exif.png').write_bytes(data[:at] + chunk + data[at:])
+    for path in tmp_path.glob('*.png'):
+        assert (np.asarray(images.square(path, 64)) == expected).all(), path
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+@pytest.mark.parametrize('size', [64, 90])  # 64 is that of the cache
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_and_any_other_cut_is_not(
+    progressive, size, tmp_path
+):
+    path, pixels = tmp_path / 'a.jpg', np.random.default_rng(0).integers(0, 256, (size, size, 3))
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=90, progressive=progressive)
+    whole, expected = path.read_bytes(), np.asarray(images.square(path, 64))
+    path.write_bytes(whole[:-2])
+    assert (np.asarray(images.square(path, 64)) == expected).all()
+    (made,) = images.cache(list_images(path), tmp_path, 64)
+    with Image.open(made) as image:  # the cache has a whole one
+        assert np.abs(np.asarray(image, int) - expected).mean() < 20
+    for cut in (8, 40, len(whole) // 3, len(whole) - 700):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(OSError, match='truncated'):
+            images.square(path, 64)
