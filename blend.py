@@ -21,7 +21,7 @@ from lib import (
     tables,
 )
 from lib.parts import list_parts, read_n_tta
-from lib.runs import find_runs
+from lib.runs import choose_finished, find_runs
 
 
 def main(
@@ -47,11 +47,13 @@ def main(
     # The runs stand side by side, matched by image name: oofs.preds and tests are (images, runs).
     by_hand = blending.parse_mix(mix) if mix is not None else {}
     runs = find_runs(Path(home), ','.join(by_hand) or only, predicted=True)
-    names, folds = [run.name for run in runs], Path(home, 'folds.csv')
-    table, labelled, test = tables.read_split(folds)  # None where there is no folds.csv
+    table, labelled, test = tables.read_split(Path(home, 'folds.csv'))  # None without the file
+    runs = runs if table is None else choose_finished(runs, table)
+    names = [run.name for run in runs]
+    if mix and names != list(by_hand):
+        raise cli.Stop('--mix names a run that is not finished; leave it out')
     for run in runs:
         if table is not None and run.has_begun:  # it was trained here, so it can be checked
-            run.check_folds(tables.fingerprint(labelled))
             print(f'{run}: mean of {read_n_tta(list_parts(run, table))} TTA passes')
     oofs = predictions.read_oofs(runs, labelled)  # None where one has no oof.csv
     tests = predictions.read_tests(runs, test)  # None where there are no test images
@@ -72,9 +74,7 @@ def main(
         rho = blending.rank_correlations(tests.to_numpy()) if rho is None else rho
         tests = tests.index.to_frame(index=False).assign(pred=blending.weigh(how, scaled, weights))
 
-    if oof is None:
-        print('no out-of-fold score and no prob, since not every run has an oof.csv')
-    else:
+    if oof is not None:
         if oofs.n_not_shared:
             print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
         rows = summary.summarize(oof.assign(fold=oofs.model_folds))
@@ -111,7 +111,7 @@ def main(
             submission.unlink(missing_ok=True)
         else:
             predictions.write_submission(submission, tests, tables.competition_of(table, oof))
-            print(f'{submission}: {len(tests)} rows, the {blend["how"]} of {len(names)} runs')
+            print(f'{submission}: {len(tests)} rows, the {blend["how"]} of {len(names)} run(s)')
         path = report.write(Path(home), names, blend, oof, scores, rho, images)
         print(f'{path}: the report')
 

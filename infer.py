@@ -20,7 +20,7 @@ from lib.augment import batch_tfms
 from lib.export import write_exports
 from lib.heat import check_runs, draw_run
 from lib.images import list_images
-from lib.parts import Part, Settings, cache_images, claim, join_table, list_parts, pool
+from lib.parts import Part, Settings, cache_images, claim, join_table, keep, list_parts, pool, save
 from lib.runs import Run, choose_finished, find_runs
 from lib.tta import Passes, SeedBatch, check_finite
 
@@ -48,8 +48,6 @@ def main(
     cli.check_within(0, 256, workers=workers)
     if (images is None) != (out is None) or sum(map(bool, (images, export, heat))) > 1:
         raise cli.Stop('--images needs --out; --images, --export and --heat exclude each other')
-    if out:
-        files.check_new(Path(out))
     runs, settings = find_runs(Path(home), only), Settings(n_tta, seed, batch_size, precision)
     if export:
         return write_exports(Path(home), runs, Path(export), prior)
@@ -79,28 +77,31 @@ def main(
     table = tables.read_folds(Path(home, 'folds.csv'))
     for run in choose_finished(runs, table):
         parts = list_parts(run, table)  # each fold's held-out images, and the test images for each
-        for part in claim(parts, settings):  # each locked while it is predicted
-            part.write(*predict(part), settings, precision)
+        made = keep(parts, settings) if heat else settings  # to draw, any predictions will do
+        for part in claim(parts, made):  # each locked while it is predicted
+            part.write(*predict(part), made, precision)
         with locks.held(run.lock):
-            if (pooled := pool(parts, settings)) is None:
+            if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest
             oof = join_table(table, pooled['oof'])
             fitted = calibration.calibrate(oof, prior)
-            for kind, rows in pooled.items():  # oof: all folds together; test: the mean of them
+            for rows in pooled.values():  # oof: all folds together; test: the mean of them
                 rows['prob'] = fitted.curve(rows.pred.to_numpy())
-                files.write_csv(run.folder / f'{kind}.csv', rows)
+            save(parts, pooled, made)
         print(f'{run}: prob: {fitted.sentence}')
-        summary.report_run(run, oof, ['pred_plain', 'pred'] if n_tta else ['pred_plain'])
+        summary.report_run(run, oof, ['pred_plain', 'pred'] if made.n_tta else ['pred_plain'])
         if heat:
             draw_run(run, oof, heat)
 
 
 def predict_images(runs: list[Run], folder: Path, out: Path, prior, predict) -> None:
     """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
+    files.check_new(out)
     if not (runs := [run for run in runs if run.trained_folds]):
         raise cli.Stop('no run has a trained fold yet; type the train.py command again')
     table, of_runs = list_images(folder), []
     for run in runs:
+        run.warn_of_code()
         oof = run.read_oof(run.trained_folds)  # train.py's, of the plain pass
         fitted = calibration.calibrate(oof.assign(pred=oof.pred_plain), prior)
         print(f'{run} has {len(run.trained_folds)} trained folds; prob: {fitted.sentence}')

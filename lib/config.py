@@ -13,7 +13,7 @@ import torch
 from lib import cli, devices, files, ranks, tables
 from lib.cli import Stop
 from lib.model import describe_arch
-from lib.runs import MAX_SIZE, Run, run_folder
+from lib.runs import MAX_SIZE, Run, hash_code, run_folder
 
 # Flags that do not decide the result, so config.json leaves them out
 NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'log')
@@ -57,13 +57,14 @@ def open_run(
         raise Stop(f'--fold {fold} is not in folds.csv, which has {folds[0]} to {folds[-1]}')
     config = {flag: value for flag, value in flags.items() if flag not in NOT_IN_CONFIG}
     about |= {'command': cli.command('train.py', config, defaults)}
-    about |= {'folds_sha256': tables.fingerprint(table)}
+    about |= {'folds_sha256': tables.fingerprint(table), 'code_sha256': hash_code()}
     name = flags['name'] or make_name(config, defaults)
     if flags['weights']:
         path = Path(flags['weights'])
         config |= {'weights': path.name, 'weights_sha256': files.sha256(path)}
     run = Run(run_folder(home, name), config | about)
     run.check()
+    run.warn_of_code()
     return run, table, folds if fold is None else [fold]
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from lib import files, locks
 from lib.cli import Stop
 from lib.images import cache
-from lib.runs import Run
+from lib.runs import NOTES, Run
 from lib.tables import OOF_COLUMNS, read_csv
 
 PREDS = ['pred', 'pred_plain']
@@ -29,11 +29,6 @@ class Settings:
     seed: int
     batch_size: int
     precision: str  # with 'auto' a part of any precision will do
-
-    def match(self, record: dict[str, Any]) -> bool:
-        """Whether a part with this record was made with these settings."""
-        asked = {flag: value for flag, value in asdict(self).items() if value != 'auto'}
-        return asked.items() <= record.items()
 
 
 @dataclass(frozen=True)
@@ -73,24 +68,30 @@ class Part:
         """What the part was made with; empty where it is not made."""
         return files.read_json(self.path.with_suffix('.json')) if self.path.exists() else {}
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the part is made by the weights that the fold has now, of just its images: those
-        of the test may be others since."""
-        if self.record.get('weights_sha256') != self.weights_sha256:
-            return False
-        return set(read_csv(self.path, ['image_name'], only=True).image_name) == set(
-            self.rows.image_name
-        )
+    def changes(self, settings: Settings) -> list[str]:
+        """What is other now than when the part was made, in words; empty where it is not made."""
+        if not (record := self.record):
+            return []
+        now = {flag: value for flag, value in asdict(settings).items() if value != 'auto'}
+        words = [
+            f'--{flag} was {record.get(flag)} and is {value}'
+            for flag, value in now.items()
+            if record.get(flag) != value
+        ]
+        if record.get('weights_sha256') != self.weights_sha256:
+            words.append(f'the weights of fold {self.k} are others')  # it may be trained again
+        if not is_of(self.path, self.rows):
+            words.append('the images are others')  # those of the test may be
+        return words
 
     def is_made(self, settings: Settings) -> bool:
-        """Whether the part is current and made with these settings."""
-        return settings.match(self.record) and self.is_current
+        """Whether the part is made, and would not be another one now."""
+        return bool(self.record) and not self.changes(settings)
 
     @property
     def seeds(self) -> tuple[int, int]:
         """Seeds that give each run and fold its own draws: a hash of the config, and the fold."""
-        decides = {k: v for k, v in self.run.config.items() if k != 'command'}
+        decides = {k: v for k, v in self.run.config.items() if k not in NOTES}
         text = json.dumps(decides, sort_keys=True)
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]), self.k
 
@@ -103,8 +104,6 @@ class Part:
         record = asdict(settings) | {'precision': used, 'weights_sha256': self.weights_sha256}
         preds = pd.DataFrame({'pred': pred, 'pred_plain': plain}, self.readable.index)
         with locks.held(self.run.lock):  # no other process may pool meanwhile
-            for name in ('oof.csv', 'test.csv', 'scores.json'):  # they were made without this part
-                (self.run.folder / name).unlink(missing_ok=True)
             self.path.unlink(missing_ok=True)
             files.write_json(self.path.with_suffix('.json'), record)
             files.write_csv(self.path, self.rows[columns].join(preds))
@@ -121,16 +120,32 @@ def list_parts(run: Run, table: pd.DataFrame) -> list[Part]:
     return parts + [Part(run, k, 'test', test) for k, _ in by_fold if len(test)]
 
 
+def is_of(path: Path, rows: pd.DataFrame) -> bool:
+    """Whether the predictions in the file `path` are of just the images of `rows`."""
+    names = read_csv(path, ['image_name'], only=True).image_name
+    return set(names) == set(rows.image_name)
+
+
+def keep(parts: list[Part], settings: Settings) -> Settings:
+    """The settings that all parts of a run were made with, or `settings` where they differ."""
+    flags = {flag: parts[0].record.get(flag) for flag in asdict(settings)}
+    return kept if all(part.is_made(kept := Settings(**flags)) for part in parts) else settings
+
+
 def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
     """The parts that are not made with `settings` and that no other process makes, each locked.
 
+    A line says before what will be replaced, and why. What was pooled stays until `save`.
     The rows of a part have the paths of their images in `cached`. Raises: Stop where a labelled
     image cannot be read, before the first part is predicted.
     """
+    parts[0].run.warn_of_code()
     missing = [part for part in parts if not part.is_made(settings)]
     if not missing:
         print(f'{parts[0].run} is finished with these weights and flags')
         return
+    if changes := dict.fromkeys(word for part in missing for word in part.changes(settings)):
+        print(f'{parts[0].run}: predictions will be replaced, since {"; ".join(changes)}')
     missing = cache_images(missing, parts[0].run.home)
     of_lock = {part.path.with_name(f'.{part.path.stem}.lock'): part for part in missing}
     for part in locks.claim(of_lock, lambda part: part.is_made(settings)):
@@ -173,6 +188,24 @@ def pool(parts: list[Part], settings: Settings) -> dict[str, pd.DataFrame] | Non
     return pooled
 
 
+def save(parts: list[Part], pooled: dict[str, pd.DataFrame], settings: Settings) -> None:
+    """Write a run's oof.csv and test.csv, and oof.json with what they were made with.
+
+    oof.json is away while the others are written, so that they are never of two kinds. A process
+    holds the run's lock.
+    """
+    folder, record = parts[0].run.folder, parts[0].run.folder / 'oof.json'
+    for path in (record, folder / 'scores.json'):
+        path.unlink(missing_ok=True)
+    for kind in ('oof', 'test'):
+        if kind in pooled:
+            files.write_csv(folder / f'{kind}.csv', pooled[kind])
+        else:
+            (folder / f'{kind}.csv').unlink(missing_ok=True)
+    weights = [part.weights_sha256 for part in parts if part.kind == 'oof']
+    files.write_json(record, asdict(settings) | {'weights_sha256': weights})
+
+
 def join_table(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
     """The rows of folds.csv (`table`) that `oof`, as `pool` returns it, predicts, with PREDS."""
     rows = table.merge(oof[['image_name', *PREDS]], on='image_name')
@@ -180,27 +213,24 @@ def join_table(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
 
 
 def read_n_tta(parts: list[Part]) -> int:
-    """The number of TTA passes in a run's predictions.
+    """The number of TTA passes in a run's pooled predictions.
 
     Raises: Stop with the command to type where infer.py still has to make them.
     """
-    run, records = parts[0].run, [part.record for part in parts]
-    passes, names = {of.get('n_tta') for of in records}, {f'{part.kind}.csv' for part in parts}
-    if run.unfinished(part.k for part in parts):
-        folds = sorted({part.k for part in parts})
-        raise Stop(f'leave this run out by --only, or train it: {run.describe_unfinished(folds)}')
-    if missing := sorted(name for name in names if not (run.folder / name).exists()):
-        why = f'has no {", ".join(missing)}'
-    elif not all(records):
-        why = 'lacks some of its parts'
-    elif not all(part.is_current for part in parts):
-        why = 'was predicted by other weights or for other test images'
-    elif len(passes) == 1:
-        return passes.pop()
+    run, path = parts[0].run, parts[0].run.folder / 'oof.json'
+    rows = {part.kind: pd.concat([p.rows for p in parts if p.kind == part.kind]) for part in parts}
+    record = files.read_json(path) if path.exists() else parts[0].record
+    missing = [f'{kind}.csv' for kind in rows if not (run.folder / f'{kind}.csv').exists()]
+    weights = [part.weights_sha256 for part in parts if part.kind == 'oof']
+    if missing or not path.exists():
+        why = f'has no {", ".join(missing) or path.name}'
+    elif record.get('weights_sha256') != weights:
+        why = 'was predicted by other weights'
+    elif not all(is_of(run.folder / f'{kind}.csv', of_kind) for kind, of_kind in rows.items()):
+        why = 'was predicted for other test images'
     else:
-        why = f'has parts of {" and ".join(map(str, sorted(passes)))} TTA passes'
+        return record['n_tta']
     words = ['python', 'infer.py', '--home', str(run.home), '--only', run.name]
-    record = next(filter(None, records), {})
     for flag in ('n_tta', 'seed', 'batch_size'):
         words += [f'--{flag}', str(record[flag])] if flag in record else []
     raise Stop(f'{run} {why}: {shlex.join(words)}')

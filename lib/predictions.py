@@ -82,7 +82,8 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
     differ on a target, or where one that was trained here does not fit `labelled`.
     """
     paths = [run.folder / 'oof.csv' for run in runs]
-    if not all(path.exists() for path in paths):
+    if missing := [run.name for run, path in zip(runs, paths, strict=True) if not path.exists()]:
+        print(f'no out-of-fold score and no prob, since {", ".join(missing)} have no oof.csv')
         return None
     oofs = [read_oof(path) for path in paths]
     known = describe_images(oofs, labelled)
@@ -112,7 +113,9 @@ def line_up(names: list[str], oofs: Sequence[pd.DataFrame], known: pd.DataFrame)
     images = [set(table.index) for table in (known, *oofs)]
     rows = known[known.index.isin(set.intersection(*images))]
     if rows.empty:
-        raise Stop(f'{", ".join(names)} have no labelled image in common')
+        tables = dict(zip([*names, 'all known images'], [*oofs, known], strict=True))
+        some = ', '.join(f'{table.index[0]} in {name}' for name, table in tables.items())
+        raise Stop(f'no labelled image is in all tables, whose names are such as {some}')
     rows = _with_groups_and_folds(rows.reset_index(drop=True))
     oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs]
     preds = np.column_stack([oof.pred for oof in oofs])

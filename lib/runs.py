@@ -1,5 +1,7 @@
 """Runs: the folders HOME/runs/NAME, what they were trained with, and what they still lack."""
 
+import ast
+import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Iterator
@@ -14,6 +16,9 @@ from lib.tables import OOF_COLUMNS, fingerprint
 
 WEIGHTS = 'model.safetensors'
 MAX_SIZE = 4096  # pixels a side
+NOTES = ('command', 'code_sha256')  # what config.json holds that does not tell two runs apart
+ROOT = Path(__file__).parent.parent
+CODE = ('train.py', 'lib/augment.py', 'lib/sampling.py', 'lib/model.py')  # the recipe
 
 
 class Run:
@@ -85,7 +90,7 @@ class Run:
             return
         saved, now = self.read_config(), self.asked
         self.check_folds(now['folds_sha256'])
-        differing = [k for k in saved | now if saved.get(k) != now.get(k) and k != 'command']
+        differing = [k for k in saved | now if saved.get(k) != now.get(k) and k not in NOTES]
         if differing:
             pairs = ', '.join(f'{k} {saved.get(k)!r} (now {now.get(k)!r})' for k in differing)
             raise Stop(f'{self} was made with other flags: {pairs}; give this run another --name')
@@ -98,6 +103,13 @@ class Run:
                 'their labels, groups or folds were others. Bring that file back, take another '
                 '--name to train, or name the other runs with --only'
             )
+
+    def warn_of_code(self) -> None:
+        """Print that the run was begun with another recipe than the code has now, where it was."""
+        saved = self.read_config().get('code_sha256') if self.has_begun else None
+        if saved not in (None, hash_code()):
+            files = f'{", ".join(CODE[:-1])} or {CODE[-1]}'
+            print(f'warning: {self} was begun with another {files}; take another --name')
 
     def begin(self) -> None:
         """Write config.json, or check the one that is there. Raises: Stop as `check` does."""
@@ -131,6 +143,8 @@ class Run:
 
         oof.csv is written last: its existence means that the fold is finished.
         """
+        if not ranks.following:
+            about = about | {'weights_sha256': files.sha256(self.weights(k))}
         files.write_json(self.fold(k) / 'run.json', about)
         if not ranks.following:
             (self.folder / 'scores.json').unlink(missing_ok=True)  # of earlier weights
@@ -139,7 +153,15 @@ class Run:
             (self.fold(k) / 'state.pt').unlink(missing_ok=True)
 
     def read_oof(self, folds: Iterable[int]) -> pd.DataFrame:
-        """The folds' held-out images with train.py's plain predictions: OOF_COLUMNS, pred_plain."""
+        """The folds' held-out images with train.py's plain predictions: OOF_COLUMNS, pred_plain.
+
+        A line says where a fold has other weights since."""
+        folds = list(folds)
+        for path in map(self.weights, folds):
+            record = path.with_name('run.json')
+            saved = files.read_json(record).get('weights_sha256') if record.exists() else None
+            if saved not in (None, files.sha256(path)):
+                print(f'warning: {path} holds other weights than those that made its oof.csv')
         paths = [self.fold(k) / 'oof.csv' for k in folds]
         return pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
 
@@ -157,6 +179,21 @@ class Run:
             f'{self}: fold {missing} still to be trained; if no other process is at it, by: '
             f'{self.config["command"]} {where}'
         )
+
+
+def hash_code() -> str:
+    """The SHA-256 of the syntax of CODE, in which comments, layout and docstrings do not count."""
+    words = []
+    for name in CODE:
+        nodes = list(ast.walk(ast.parse((ROOT / name).read_text(encoding='utf-8'))))
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        owners = [node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node)]
+        docs = {part for owner in owners for part in ast.walk(owner.body[0])}
+        for node in (node for node in nodes if node not in docs):
+            # not ast.dump, whose text differs between versions of Python
+            values = [v for _, v in ast.iter_fields(node) if isinstance(v, str | int | float)]
+            words.append(f'{type(node).__name__} {values}')
+    return hashlib.sha256('\n'.join(words).encode()).hexdigest()
 
 
 def run_folder(home: Path, name: str) -> Path:
@@ -182,6 +219,8 @@ def find_runs(home: Path, only: str | None = None, predicted: bool = False) -> l
     names = [name.strip() for name in only.split(',')]
     if missing := [name for name in names if name not in runs]:
         there = ', '.join(runs)
+        if (home / 'runs' / missing[0] / 'oof.csv').exists():
+            raise Stop(f'{missing[0]} has predictions and no models, so it serves blend.py alone')
         raise Stop(
             f'no run named {", ".join(map(repr, missing))} under {home / "runs"}; there: {there}'
         )
@@ -189,16 +228,21 @@ def find_runs(home: Path, only: str | None = None, predicted: bool = False) -> l
 
 
 def choose_finished(runs: list[Run], table: pd.DataFrame) -> list[Run]:
-    """Those of `runs` that are trained in all folds of `table`, folds.csv; says what others miss.
+    """Those of `runs` that are trained in all folds of `table`, folds.csv, or that come from
+    elsewhere; says what others miss.
 
     Raises: Stop where none is, or where one was trained on other labelled rows.
     """
     labelled = table[table.split == 'train']
     folds, sha256 = sorted(labelled.fold.astype(int).unique().tolist()), fingerprint(labelled)
+    trained = []
     for run in runs:
-        run.check_folds(sha256)
-        if run.unfinished(folds):
+        if run.has_begun:
+            run.check_folds(sha256)
+        if run.has_begun and run.unfinished(folds):
             print(f'passed over {run.describe_unfinished(folds)}')
-    if not (trained := [run for run in runs if not run.unfinished(folds)]):
+        else:
+            trained.append(run)
+    if not trained:
         raise Stop('no run is trained in all folds; the commands above train what is missing')
     return trained

@@ -51,8 +51,7 @@ def make(run, settings=SETTINGS, **options) -> list[parts.Part]:
     """All parts, written and pooled."""
     for part in of(run):
         write(part, settings, **options)
-    for kind, rows in parts.pool(of(run), settings).items():
-        files.write_csv(run.folder / f'{kind}.csv', rows)
+    parts.save(of(run), parts.pool(of(run), settings), settings)
     return of(run)
 
 
@@ -124,17 +123,58 @@ def test_a_part_that_was_cut_off_while_it_was_written_is_not_taken_for_made(at, 
     assert not of(run)[0].is_made(other)
 
 
-def test_what_is_pooled_vanishes_when_a_part_is_made_with_other_settings(run):
+def test_what_is_pooled_stays_until_all_of_its_successors_are_made(run, capsys):
     make(run)
-    pooled = [run.folder / 'oof.csv', run.folder / 'test.csv']
-    assert list(parts.claim(of(run), SETTINGS)) == [] and all(p.exists() for p in pooled)
-    other = dataclasses.replace(SETTINGS, n_tta=3)
-    for k, part in enumerate(parts.claim(of(run), other)):
-        assert all(p.exists() for p in pooled) == (k == 0)  # a failure so far has lost nothing
+    pooled = [run.folder / name for name in ('oof.csv', 'test.csv', 'oof.json')]
+    before = [path.read_bytes() for path in pooled]
+    assert list(parts.claim(of(run), SETTINGS)) == []
+    other = dataclasses.replace(SETTINGS, n_tta=3, batch_size=4)
+    capsys.readouterr()
+    claimed = parts.claim(of(run), other)
+    for part in claimed:
         write(part, other, pred=0.75)
-        assert not any(p.exists() for p in pooled)
-    assert all(part.is_made(other) for part in of(run))
-    assert {rows.pred.max() for rows in parts.pool(of(run), other).values()} == {0.75}
+        if part.k == 1:
+            claimed.close()  # as Ctrl-C does
+    assert capsys.readouterr().out == (
+        f'{run}: predictions will be replaced, since --n_tta was 2 and is 3; '
+        '--batch_size was 8 and is 4\n'
+    )
+    assert before == [path.read_bytes() for path in pooled]
+    assert parts.read_n_tta(of(run)) == 2  # and a blend takes them
+    for part in parts.claim(of(run), other):
+        write(part, other, pred=0.75)
+    parts.save(of(run), parts.pool(of(run), other), other)
+    assert parts.read_n_tta(of(run)) == 3
+    assert [pd.read_csv(path).pred.max() for path in pooled[:2]] == [0.75, 0.75]
+
+
+@pytest.mark.parametrize('name', ['oof.csv', 'test.csv'])
+def test_pooled_files_of_two_kinds_are_not_taken_for_one(name, run, monkeypatch):
+    """As a kill between two of them leaves them."""
+    make(run)
+    other, write_csv = dataclasses.replace(SETTINGS, n_tta=3), files.write_csv
+    for part in of(run):
+        write(part, other)
+
+    def cut(path, table):
+        if path.name == name:
+            raise KeyboardInterrupt
+        write_csv(path, table)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files, 'write_csv', cut)
+        parts.save(of(run), parts.pool(of(run), other), other)
+    with pytest.raises(Stop, match=r'has no oof\.json: python infer\.py .* --n_tta 3'):
+        parts.read_n_tta(of(run))
+
+
+def test_a_run_keeps_its_settings_where_all_parts_have_the_same(run):
+    made, other = make(run, precision='bf16'), dataclasses.replace(SETTINGS, n_tta=9)
+    assert parts.keep(made, other) == dataclasses.replace(SETTINGS, precision='bf16')
+    write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
+    assert parts.keep(of(run), other) == other
+    of(run)[0].path.unlink()
+    assert parts.keep(of(run), other) == other
 
 
 def test_what_is_missing_alone_is_claimed(run):
@@ -202,22 +242,13 @@ def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
         parts.read_n_tta(of(run))
     make(run)
     assert parts.read_n_tta(of(run)) == 2
-    run.weights(1).write_text('trained again')
     again += ' --n_tta 2 --seed 0 --batch_size 8'
-    with pytest.raises(Stop, match=f'was predicted by other weights .*: {again}'):
+    fewer = parts.list_parts(run, table()[:-1])
+    with pytest.raises(Stop, match=f'was predicted for other test images: {again}'):
+        parts.read_n_tta(fewer)
+    run.weights(1).write_text('trained again')
+    with pytest.raises(Stop, match=f'was predicted by other weights: {again}'):
         parts.read_n_tta(of(run))
-    of(run)[0].path.unlink()  # the flags are those of the parts that are left
-    with pytest.raises(Stop, match=f'lacks some of its parts: {again}'):
-        parts.read_n_tta(of(run))
-    (run.fold(1) / 'oof.csv').unlink()
-    with pytest.raises(Stop, match=r'by --only, or train it: .*fold 1 still to be trained'):
-        parts.read_n_tta(of(run))
-
-
-def test_parts_of_several_settings_are_no_run_to_blend(run):
-    make(run)
-    write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
-    for kind in ('oof', 'test'):
-        files.write_csv(run.folder / f'{kind}.csv', table())
-    with pytest.raises(Stop, match='parts of 2 and 3 TTA passes'):
+    (run.folder / 'oof.json').unlink()  # the flags are those of the parts then
+    with pytest.raises(Stop, match=rf'has no oof\.json: {again}'):
         parts.read_n_tta(of(run))

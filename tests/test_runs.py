@@ -122,10 +122,13 @@ def test_runs_are_found_by_their_config_and_a_wrong_name_lists_those_there(tmp_p
 
 def test_a_blend_takes_runs_and_others_predictions(tmp_path):
     made = ['a/config.json', 'a/oof.csv', 'theirs/test.csv']
+    made += ['theirs/oof.csv']
     for path in [*made, '.hidden/oof.csv', 'nothing/notes.txt']:
         files.write_text(tmp_path / 'runs' / path, '{}')
     assert [run.name for run in runs.find_runs(tmp_path, predicted=True)] == ['a', 'theirs']
     assert [run.name for run in runs.find_runs(tmp_path)] == ['a']
+    with pytest.raises(Stop, match=r'theirs has predictions and no models.* blend\.py alone'):
+        runs.find_runs(tmp_path, 'a,theirs')
     theirs = Run(tmp_path / 'runs' / 'theirs')
     assert not theirs.has_begun and theirs.home == tmp_path
 
@@ -133,6 +136,7 @@ def test_a_blend_takes_runs_and_others_predictions(tmp_path):
 def finish(run: Run, k: int) -> None:
     rows = pd.DataFrame({'image_name': [f'00{k}', f'1{k}'], 'patient_id': 'p', 'group': 'p'})
     rows = rows.assign(source='s', fold=k, target=[0, 1], path='no such column')
+    files.write_text(run.weights(k), f'weights of fold {k}')
     run.finish(k, rows.assign(pred_plain=[1 / 3, k]), {'precision': 'fp32'})
 
 
@@ -161,6 +165,45 @@ def test_a_fold_is_finished_by_its_oof_csv_which_comes_last(run, monkeypatch):
     assert oof.pred_plain.tolist() == [1 / 3, 0, 1 / 3, 1]
 
 
+def test_weights_that_are_exchanged_under_a_finished_fold_are_noticed(run, capsys):
+    for k in (0, 1):
+        finish(run, k)
+    run.read_oof([0, 1])
+    assert capsys.readouterr().out == ''
+    run.weights(1).write_text('of another training')
+    run.read_oof([0, 1])
+    said = capsys.readouterr().out
+    assert said.startswith(f'warning: {run.weights(1)} holds other') and said.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'is_other'),
+    [
+        ('degrees=180', 'degrees=90', True),
+        ('p=0.5)', 'p=0.5,)  # a comment\n', False),
+        ('not medical', 'not  medical', False),
+        ('x + y', 'y + x', True),
+        ('return x', '"""What comes back."""\n    return x', False),
+    ],
+)
+def test_a_recipe_that_changes_under_a_run_is_told_and_its_words_may_change(
+    old, new, is_other, tmp_path, monkeypatch, capsys
+):
+    text = '"""This is not medical."""\ndegrees=180\nflip(p=0.5)\ndef f(x, y):\n    return x + y\n'
+    monkeypatch.setattr(runs, 'ROOT', tmp_path)
+    for name in runs.CODE:
+        files.write_text(tmp_path / name, text)
+    run = begin(tmp_path / 'runs' / 'r', code_sha256=runs.hash_code())
+    run.warn_of_code()
+    assert capsys.readouterr().out == ''
+    files.write_text(tmp_path / runs.CODE[1], text.replace(old, new))
+    run.warn_of_code()
+    said = capsys.readouterr().out
+    assert (said.startswith(f'warning: {run} was begun with another train.py, ')) == is_other
+    run.asked['code_sha256'] = runs.hash_code()
+    run.check()  # it may go on all the same
+
+
 def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_end_goes(run, capsys):
     finish(run, 1)
     (run.fold(1) / 'state.pt').write_text('of the last epoch')
@@ -187,6 +230,8 @@ def test_a_run_of_another_folds_csv_is_not_predicted_with(run, capsys, monkeypat
     assert 'passed over' in capsys.readouterr().out
     finish(run, 0)
     assert runs.choose_finished([run], table) == [run]
+    theirs = Run(run.home / 'runs' / 'theirs')
+    assert runs.choose_finished([run, theirs], table) == [run, theirs]
     assert run.trained_folds == [0]
     for k in (10, 2):
         finish(run, k)
