@@ -52,7 +52,8 @@ def main(
     precision = devices.choose_precision(precision, device, training=True)
     scoring = devices.scoring_precision(precision, device)
     if lr_find or run.unfinished(wanted):
-        model.create(arch, size, pretrained, weights)  # fails now where no weights can be had
+        # fails now where no weights can be had, or where they cannot take such images
+        model.check_size(model.create(arch, size, pretrained, weights), size)
         table['cached'] = images.cache(table, Path(home), size)
 
     def make_learner(k: int) -> Learner:

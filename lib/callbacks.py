@@ -1,6 +1,7 @@
 """fastai callbacks for training: seeds, history, resuming."""
 
 import io
+import math
 import random
 import time
 import warnings
@@ -50,7 +51,8 @@ class StopOnNaN(Callback):
             raise Stop(
                 f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '
                 f'{what} step {self.iter + 1}; if it trains in half precision, add --precision '
-                'fp32, else take a smaller --lr_max (--lr_find shows which) and another --name'
+                'fp32, else take a smaller --lr_max (--lr_find shows which) and another --name; '
+                "this run's folder may be deleted"
             )
 
 
@@ -96,13 +98,20 @@ class History(Callback):
         self.rows.append(row)
         files.write_csv(self.path, pd.DataFrame(self.rows))
         tqdm.write(
-            f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:.4f}  '
-            f'valid {row["valid_loss"]:.4f}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
+            f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:.4g}  '
+            f'valid {row["valid_loss"]:.4g}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
         )
 
     def after_fit(self) -> None:
-        """Take the bar away."""
+        """Take the bar away, and say where a loss has become worse than that of a coin."""
         self.bar.close()
+        for name in ('train_loss', 'valid_loss') if self.rows else ():
+            first, last = (self.rows[i][name] for i in (0, -1))
+            if last > max(first, math.log(2)):
+                print(
+                    f'warning: the {name} of fold {self.fold} ends at {last:.4g}, above its start '
+                    f'of {first:.4g}; a smaller --lr_max may train (--lr_find shows which)'
+                )
 
     @property
     def seconds(self) -> float:

@@ -51,6 +51,8 @@ def open_run(
     """
     check(flags)
     home, about = Path(flags['home']), describe_arch(flags['arch'])
+    if about['arch'] != flags['arch']:
+        print(f'timm calls {flags["arch"]} {about["arch"]} now')
     table, fold = tables.read_labelled(home / 'folds.csv'), flags['fold']
     folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:

@@ -2,6 +2,7 @@
 
 import copy
 import difflib
+import warnings
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from lib.runs import WEIGHTS
 
 
 def describe_arch(arch: str) -> dict[str, Any]:
-    """What timm says of an architecture: the `tag` of its pretrained weights, and the `mean` and
-    `std`, (3,) each, with which its input is normalized, pretrained or not.
+    """What timm says of an architecture: the name `arch` that it has now, the `tag` of its
+    pretrained weights, and the `mean` and `std`, (3,) each, with which its input is normalized,
+    pretrained or not.
 
     Raises: Stop with the nearest names where timm has no such architecture.
     """
@@ -33,10 +35,17 @@ def describe_arch(arch: str) -> dict[str, Any]:
         cfg = timm.get_pretrained_cfg(arch)
     except RuntimeError as e:
         raise Stop(str(e)) from e
-    if cfg is None:  # as for names that timm has given up
+    if cfg is None and timm.is_model(
+        arch
+    ):  # a name of 2020, of which create_model alone knows more
+        with torch.device('meta'), warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            old = timm.create_model(arch).pretrained_cfg
+        return describe_arch(f'{old["architecture"]}.{old["tag"]}')
+    if cfg is None:
         near = ', '.join(difflib.get_close_matches(arch, timm.list_models(), n=3))
         raise Stop(f'timm has no architecture {arch!r}' + (f'; near it: {near}' if near else ''))
-    return {'tag': cfg.tag, 'mean': list(cfg.mean), 'std': list(cfg.std)}
+    return {'arch': arch, 'tag': cfg.tag, 'mean': list(cfg.mean), 'std': list(cfg.std)}
 
 
 def create(arch: str, size: int, pretrained: bool = False, weights: str | None = None) -> nn.Module:
@@ -51,7 +60,8 @@ def create(arch: str, size: int, pretrained: bool = False, weights: str | None =
     of another architecture.
     """
     ready_memory()  # of an earlier model
-    describe_arch(arch)  # a config.json may come from a stranger or from another version of timm
+    # a config.json may come from a stranger or from another version of timm
+    arch = describe_arch(arch)['arch']
     cfg = timm.get_pretrained_cfg(arch)
     options = {'img_size': size} if cfg.fixed_input_size else {}  # as transformers have
     fetch = pretrained and weights is None
@@ -72,6 +82,16 @@ def create(arch: str, size: int, pretrained: bool = False, weights: str | None =
     for head in get_heads(model):
         head.reset_parameters()
     return model.to(memory_format=torch.channels_last)  # in which convolutions are fastest
+
+
+def check_size(model: nn.Module, size: int) -> None:
+    """Try a black image of `size` x `size` pixels. Raises: Stop where the model cannot take it."""
+    try:
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except (AssertionError, RuntimeError, ValueError) as e:  # of patches, windows, pooling
+        arch, reason = model.pretrained_cfg['architecture'], ' '.join(str(e).split())
+        raise Stop(f'{arch} cannot take images of {size} pixels a side ({reason}): --size') from e
 
 
 def _load_body(model: nn.Module, path: Path) -> None:

@@ -51,9 +51,11 @@ class Downsample(Callback):
         wanted = max(1, round(neg_ratio * n_positive)) if neg_ratio else n_negative
         self.k = min(wanted, n_negative)
         if accumulate > 1 and n_positive + self.k < self.of_step:
+            most = (n_positive + self.k) // batch_size
             raise Stop(
                 f'--accumulate {accumulate} makes steps of {self.of_step} images, and an epoch has '
-                f'{n_positive + self.k}; take a smaller --accumulate or --batch_size'
+                f'{n_positive + self.k}; take '
+                + (f'--accumulate {most} at most' if most else 'a smaller --batch_size')
             )
         n_steps = min(-(-(n_positive + wanted) // self.of_step), len(targets) // self.of_step)
         if n_steps * self.of_step > n_positive:

@@ -38,11 +38,11 @@ def test_the_head_of_every_architecture_starts_as_torchs_own(arch):
         assert net.eval()(torch.zeros(1, 3, size, size)).shape == (1, 1)
 
 
-def test_a_model_without_a_classifier_and_a_name_of_old_are_refused():
+def test_a_model_without_a_classifier_and_a_name_that_is_none_are_refused():
     with pytest.raises(Stop, match='test_resnet has no classifier'):
         model.get_heads(timm.create_model('test_resnet', num_classes=0))
-    with pytest.raises(Stop, match=r"no architecture 'xception'; near it: .*xception"):
-        model.describe_arch('xception')  # a name that timm has given up
+    with pytest.raises(Stop, match=r"no architecture 'xeption'; near it: .*xception"):
+        model.describe_arch('xeption')
 
 
 def test_with_imagenet_weights_the_logits_of_real_images_start_small(shared, tmp_path):

@@ -5,6 +5,7 @@ import json
 import pickle
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -23,7 +24,7 @@ from sklearn.metrics import roc_auc_score
 
 from lib import data, model
 from lib.augment import Augment, batch_tfms
-from lib.callbacks import SeedEpoch
+from lib.callbacks import History, SeedEpoch
 from lib.learner import accumulation
 
 SLOW = ['--lr_min', 1e-4, '--lr_max', 1e-3]
@@ -110,9 +111,28 @@ def test_the_epochs_line_is_scikit_learns_auc_and_the_history_holds_every_epoch(
     )
     lines = [line for line in learn.said.splitlines() if line.startswith('fold 0 epoch')]
     assert len(lines) == 3 and f'auc {auc:.4f}' in lines[-1] and 'epoch  3/3' in lines[-1]
+    assert f'valid {table.valid_loss.iloc[-1]:.4g}  ' in lines[-1]
     assert '\r' not in learn.said and '█' not in learn.said  # no bar in a log file
     about = json.loads((noise_home / 'runs' / 'r' / 'fold0' / 'run.json').read_text())
     assert about['seconds'] == pytest.approx(table.seconds.sum(), abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ('train', 'valid', 'says'),
+    [
+        ([0.7, 0.4], [0.5, 0.6], ''),  # no worse than a coin
+        ([0.7, 0.4], [0.9, 0.8], ''),
+        ([0.7, 0.4], [0.6, 3e32], 'warning: the valid_loss of fold 3 ends at 3e+32, above its'),
+        ([0.7, 0.8], [0.6, 0.6], 'warning: the train_loss of fold 3 ends at 0.8, above its start'),
+    ],
+)
+def test_a_loss_that_ends_above_its_start_is_told(train, valid, says, tmp_path, capsys):
+    history = History(tmp_path / 'history.csv', 3)
+    history.rows = pd.DataFrame({'train_loss': train, 'valid_loss': valid}).to_dict('records')
+    history.bar = mock.Mock()
+    history.after_fit()
+    said = capsys.readouterr().out
+    assert said.startswith(says) and said.count('\n') == bool(says)
 
 
 def test_a_run_depends_on_its_seed_and_not_on_its_workers(fitted):

@@ -4,10 +4,12 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from conftest import contents
 from torch import nn
 
 from lib import model
 from lib.cli import Stop
+from lib.runs import Run
 
 ARCH = 'test_resnet'
 
@@ -22,6 +24,46 @@ def test_statistics_are_the_models_own_pretrained_or_not():
     assert about['mean'] == [0.485, 0.456, 0.406] and about['std'] == [0.229, 0.224, 0.225]
     assert about['tag'] == 'sw_in12k_ft_in1k'
     assert model.describe_arch('efficientnet_b5.sw_in12k')['tag'] == 'sw_in12k'
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('tf_efficientnet_b5_ns', 'tf_efficientnet_b5.ns_jft_in1k'),
+        ('gluon_seresnext101_32x4d', 'seresnext101_32x4d.gluon_in1k'),
+    ],
+)
+def test_a_name_of_2020_is_the_one_that_timm_maps_it_to(old, new):
+    about = model.describe_arch(old)
+    assert about == model.describe_arch(new) and about['arch'] == new
+    assert new.split('.')[1] == about['tag']
+
+
+@pytest.mark.parametrize(
+    ('arch', 'size'), [('test_vit', 100), ('maxvit_tiny_tf_224', 100), ('inception_v3', 64)]
+)
+def test_a_size_that_an_architecture_cannot_take_is_refused_before_anything_is_written(
+    arch, size, noise_home, refusal
+):
+    before = contents(noise_home)
+    train = ['train.py', '--home', noise_home, '--nopretrained', '--name', arch]
+    said = refusal(*train, '--arch', arch, '--size', size)
+    assert said.startswith(f'error: {arch} cannot take images of {size} pixels a side (')
+    assert contents(noise_home) == before and not (noise_home / 'runs' / arch).exists()
+
+
+def test_an_old_name_trains_under_the_new_one(noise_home, ok, monkeypatch):
+    """`test_resnet` as if timm had renamed it."""
+    cfg, is_model, create = timm.get_pretrained_cfg, timm.is_model, timm.create_model
+    monkeypatch.setattr(timm, 'get_pretrained_cfg', lambda a: None if a == 'old' else cfg(a))
+    monkeypatch.setattr(timm, 'is_model', lambda a: a == 'old' or is_model(a))
+    monkeypatch.setattr(
+        timm, 'create_model', lambda a, *_, **o: create(a.replace('old', ARCH), **o)
+    )
+    train = ['train.py', '--home', noise_home, '--arch', 'old', '--nopretrained', '--size', 64]
+    said = ok(*train, '--epochs', 1, '--batch_size', 4, '--name', 'old', '--fold', 0)
+    assert 'timm calls old test_resnet.r160_in1k now' in said
+    assert Run(noise_home / 'runs' / 'old').config['arch'] == 'test_resnet.r160_in1k'
 
 
 def test_local_weights_fill_the_body_and_leave_the_head_new(tmp_path):

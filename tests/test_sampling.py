@@ -83,6 +83,11 @@ def test_an_epoch_makes_whole_steps_of_several_batches(batch_size, accumulate, n
 
 
 def test_a_step_of_several_batches_that_no_epoch_fills_is_refused():
-    with pytest.raises(Stop, match='--accumulate 2 makes steps of 16 images, and an epoch has 4;'):
+    with pytest.raises(
+        Stop, match='--accumulate 2 makes steps of 16 images, and an epoch has 4; take a smaller'
+    ):
         Downsample(loader(), TARGETS, 1, 0, batch_size=8, accumulate=2)
     assert len(Downsample(loader(), TARGETS, 1, 0, batch_size=16).indexes(0)) == 4  # one batch
+    with pytest.raises(Stop, match=r'an epoch has 6; take --accumulate 3 at most$'):
+        Downsample(loader(), TARGETS, 2, 0, batch_size=2, accumulate=4)
+    Downsample(loader(), TARGETS, 2, 0, batch_size=2, accumulate=3)
