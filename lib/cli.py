@@ -31,7 +31,7 @@ class Stop(Exception):
 
 
 ROOM = '; make room, then run this again'
-ACCESS = '; change its permissions, or take another --home'
+ACCESS = '; change its permissions, or name another folder'
 HINTS = {  # what to do about an error of the system
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), ROOM),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), ACCESS),

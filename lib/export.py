@@ -37,6 +37,8 @@ def write_exports(home: Path, runs: list[Run], out: Path, prior: float | None) -
     folder has a hidden name until it is whole. Raises: Stop where infer.py has yet to predict one
     of the runs, or where OUT/NAME exists.
     """
+    if out.is_file():
+        raise Stop(f'--export {out} is a file; name a folder')
     table = read_labelled(home / 'folds.csv')
     parts = {run: list_parts(run, table) for run in choose_finished(runs, table)}
     for run in parts:  # before the first is written

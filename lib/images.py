@@ -59,8 +59,10 @@ def list_images(folder: Path) -> pd.DataFrame:
     """A table of the images in and below `folder`, or of this one image: image_name, path, source.
 
     A name is the path relative to `folder`, with its suffix. Hidden files and folders are left out.
-    Raises: Stop where there is no image.
+    Raises: Stop where there is no image, or where `folder` is the root of the file system.
     """
+    if folder.resolve() == folder.resolve().parent:
+        raise Stop(f'{folder} is all of the file system; name a folder of images')
     base, names = folder.parent, [Path(folder.name)]
     if folder.is_dir():
         base, names = folder, sorted(path.relative_to(folder) for path in folder.rglob('*'))

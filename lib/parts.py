@@ -227,7 +227,7 @@ def read_n_tta(parts: list[Part]) -> int:
     elif record.get('weights_sha256') != weights:
         why = 'was predicted by other weights'
     elif not all(is_of(run.folder / f'{kind}.csv', of_kind) for kind, of_kind in rows.items()):
-        why = 'was predicted for other test images'
+        why = 'was predicted for other images'
     else:
         return record['n_tta']
     words = ['python', 'infer.py', '--home', str(run.home), '--only', run.name]

@@ -86,7 +86,13 @@ def script():
         save = _save if pictures else lambda figure, path: path.touch()
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding='utf-8') for _ in range(2))
         command, status, before = [str(ROOT / name), *map(str, args)], 0, os.getcwd()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        pressed = []  # Ctrl-C, which must stop pytest and not the script alone
+
+        def interrupt(number: int, _frame: object) -> None:
+            pressed.append(number)
+            raise KeyboardInterrupt
+
+        own = signal.signal(signal.SIGINT, interrupt)
         os.chdir(cwd)
         if 'fastai.vision.all' in sys.modules and not gc.get_freeze_count():
             gc.freeze()  # lib collects garbage often, and the modules hold a million objects
@@ -95,6 +101,7 @@ def script():
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
                 mock.patch.object(sys, 'argv', command),
+                mock.patch('lib.cli.signal', mock.Mock()),  # so that it sets no handlers
                 mock.patch('lib.score.N_DRAWS', N_DRAWS),
                 mock.patch('lib.pictures._save', save),
             ):
@@ -109,8 +116,9 @@ def script():
                     traceback.print_exc()
         finally:
             os.chdir(before)
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+            signal.signal(signal.SIGINT, own)
+        if pressed:
+            raise KeyboardInterrupt
         texts = []
         for stream in (out, err):
             stream.flush()

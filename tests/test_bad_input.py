@@ -180,6 +180,9 @@ FLAGS = [
     ('may be auto, fp32', 'infer.py', '--home', 'HOME', '--precision', 'half'),
     ('--images needs --out', 'infer.py', '--home', 'HOME', '--images', 'x'),
     ('no JPEG or PNG', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
+    ('all of the file system', 'infer.py', '--home', 'HOME', '--images', '/', '--out', 'y.csv'),
+    ('is a file; name a folder', 'infer.py', '--home', 'HOME', '--export', __file__),
+    ('with weights from 0 up', 'blend.py', '--home', 'HOME', '--mix', 'twin = 1e308, b=1e308'),
     ('a new file', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.jpg'),
     ('mean, rank, greedy, stack', 'blend.py', '--how', 'best'),
     ('platt', 'blend.py', '--calibrate', 'isotonic'),
@@ -260,7 +263,7 @@ FILES = [
         ['blend.py'],
     ),
     ('predictions: NaN', f'{RUN}test.csv', cell(1, ''), 'is not a number', ['blend.py']),
-    ('predictions: less', f'{RUN}oof.csv', rows(lambda r: r[1:]), 'different images', ['blend.py']),
+    ('predictions: less', f'{RUN}oof.csv', rows(lambda r: r[1:]), 'for other images', ['blend.py']),
     ('predictions: twice', f'{RUN}test.csv', rows(lambda r: [r[0], *r]), 'more than', ['blend.py']),
 ]
 

@@ -197,6 +197,24 @@ def test_the_range_test_leaves_its_picture_alone(copy, ok, monkeypatch):
     assert before.items() <= after.items()
 
 
+def test_an_unfinished_run_is_passed_over_by_a_blend_unless_a_weight_names_it(copy, ok, refusal):
+    (copy / 'runs' / 'half').mkdir()
+    shutil.copy(copy / 'runs' / 'twin' / 'config.json', copy / 'runs' / 'half')
+    said = ok('blend.py', '--home', copy)
+    assert 'passed over' in said and 'half: fold 0, 1 still to be trained' in said
+    assert 'the mean of 2 run(s)' in said
+    text = refusal('blend.py', '--home', copy, '--mix', 'twin=.5,half=.5')
+    assert '--mix names a run that is not finished' in text
+    assert 'no run is trained in all folds' in refusal('blend.py', '--home', copy, '--only', 'half')
+
+
+def test_runs_without_out_of_fold_predictions_are_named(copy, ok):
+    (copy / 'runs' / 'theirs').mkdir()
+    shutil.copy(copy / 'runs' / 'twin' / 'test.csv', copy / 'runs' / 'theirs')
+    said = ok('blend.py', '--home', copy, '--only', 'twin,theirs')
+    assert 'no out-of-fold score and no prob, since theirs have no oof.csv' in said
+
+
 def test_the_demo_has_kaggles_layout_and_says_that_it_is_not_medical(ok, tmp_path, monkeypatch):
     monkeypatch.setattr('lib.demo.make', partial(make, n_train=120, n_test=12))  # of 800
     out = ok('folds.py', '--demo', cwd=tmp_path)

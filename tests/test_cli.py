@@ -8,6 +8,8 @@ import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -123,7 +125,7 @@ ENDS = [
     (cli.Stop('a name with \x1b[2J in it'), 'a name with \ufffd\\[2J in it'),
     (of_system(errno.ENOENT), 'No such file or directory: a/b.csv'),
     (of_system(errno.ENOSPC), 'No space left on device: a/b.csv; make room, .*'),
-    (of_system(errno.EROFS), 'Read-only file system: a/b.csv; .* or take another --home'),
+    (of_system(errno.EROFS), 'Read-only file system: a/b.csv; .* or name another folder'),
     (RuntimeError("[enforce fail] can't allocate memory: you"), 'out of memory; .*--accumulate .*'),
     (torch.OutOfMemoryError(FULL), 'the GPU is out of memory; .*--accumulate 2 --batch_size 4.'),
     (RuntimeError('DataLoader worker (pid 3) is killed'), '.*fewer --workers, .*--shm-size'),
@@ -169,3 +171,13 @@ def test_a_signal_ends_the_work_with_one_line_that_says_how_to_go_on(number):
     error = process.communicate(timeout=50)[1]
     assert process.returncode == 130
     assert error == 'stopped; what is finished is kept. To go on: python -c --size 3\n'
+
+
+def test_ctrl_c_in_a_script_that_a_test_runs_stops_pytest(script, monkeypatch):
+    """Else it would count as a script that ends with status 130, and the next test would begin."""
+    press = partial(os.kill, os.getpid(), signal.SIGINT)
+    monkeypatch.setattr('lib.archives.read_duplicates', lambda data: press())
+    with pytest.raises(KeyboardInterrupt):
+        script('folds.py', '--check', 'x')
+    monkeypatch.setattr('lib.archives.read_duplicates', mock.Mock(side_effect=KeyboardInterrupt))
+    assert script('folds.py', '--check', 'x').returncode == 130

@@ -135,7 +135,9 @@ def drawn(home, ok):
         return compute_maps(run, k, rows)
 
     with mock.patch.object(heat, 'compute_maps', noted):
-        said = ok(*infer, '--heat', 2)  # the pictures of before are gone
+        # the pictures of before are gone; its predictions, of other flags, are kept
+        said = ok('infer.py', '--home', drawn, '--only', 'twin', '--heat', 2)
+    assert 'is finished' in said and 'augmented passes,' not in said
     assert '8 images' in said and '2 x 2 cells' in said and 'where, not why' in said
     return drawn, used
 

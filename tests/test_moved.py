@@ -47,7 +47,7 @@ def test_other_test_images_alone_are_predicted_anew(moved, ok, refusal):
     before = pd.read_csv(home / 'runs' / 'twin' / 'test.csv').set_index('image_name').pred_plain
     shutil.rmtree(home / 'cache', ignore_errors=True)
     ok('folds.py', '--data', data, '--home', home, '--n_folds', 2)
-    assert 'for other test images' in refusal('blend.py', '--home', home, '--only', 'twin')
+    assert 'for other images' in refusal('blend.py', '--home', home, '--only', 'twin')
     out = ok('infer.py', '--home', home, '--n_tta', 2, '--only', 'twin')
     assert '11 images to resize' in out  # none of those that are predicted already
     assert out.count('augmented passes') == 2 and 'oof images' not in out

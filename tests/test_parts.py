@@ -244,7 +244,7 @@ def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
     assert parts.read_n_tta(of(run)) == 2
     again += ' --n_tta 2 --seed 0 --batch_size 8'
     fewer = parts.list_parts(run, table()[:-1])
-    with pytest.raises(Stop, match=f'was predicted for other test images: {again}'):
+    with pytest.raises(Stop, match=f'was predicted for other images: {again}'):
         parts.read_n_tta(fewer)
     run.weights(1).write_text('trained again')
     with pytest.raises(Stop, match=f'was predicted by other weights: {again}'):
