@@ -29,7 +29,7 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
     if external is None:
         there = sorted(path.name for path in folder.glob('[!.]*/'))
         if unread := [name for name in there if name not in known]:
-            print(f'{folder}: {", ".join(unread)} is not read; known are {", ".join(known)}')
+            print(f'{folder}: not read: {", ".join(unread)}; known are {", ".join(known)}')
         return [name for name in known if name in there]
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
     if unknown := [name for name in names if name not in known]:

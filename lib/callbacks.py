@@ -98,8 +98,8 @@ class History(Callback):
         self.rows.append(row)
         files.write_csv(self.path, pd.DataFrame(self.rows))
         tqdm.write(
-            f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:.4g}  '
-            f'valid {row["valid_loss"]:.4g}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
+            f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:#.4g}  '
+            f'valid {row["valid_loss"]:#.4g}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'
         )
 
     def after_fit(self) -> None:

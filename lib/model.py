@@ -91,7 +91,7 @@ def check_size(model: nn.Module, size: int) -> None:
             model.eval()(torch.zeros(1, 3, size, size))
     except (AssertionError, RuntimeError, ValueError) as e:  # of patches, windows, pooling
         arch, reason = model.pretrained_cfg['architecture'], ' '.join(str(e).split())
-        raise Stop(f'{arch} cannot take images of {size} pixels a side ({reason}): --size') from e
+        raise Stop(f'{arch} cannot take images of {size} pixels a side: {reason}') from e
 
 
 def _load_body(model: nn.Module, path: Path) -> None:

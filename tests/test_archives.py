@@ -247,7 +247,7 @@ def test_a_folder_under_external_that_is_not_read_is_named(data, capsys):
     (data / 'external' / '.cache').mkdir()
     found = archives.choose_external(None, data / 'external')
     assert found == ['isic2019', 'isic2017', 'ham10000']
-    assert 'external: isic-2019 is not read; known are isic2019, ' in capsys.readouterr().out
+    assert 'external: not read: isic-2019; known are isic2019, ' in capsys.readouterr().out
 
 
 def test_a_pair_of_duplicates_without_a_name_is_counted_and_left_out(data, capsys):

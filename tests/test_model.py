@@ -48,7 +48,7 @@ def test_a_size_that_an_architecture_cannot_take_is_refused_before_anything_is_w
     before = contents(noise_home)
     train = ['train.py', '--home', noise_home, '--nopretrained', '--name', arch]
     said = refusal(*train, '--arch', arch, '--size', size)
-    assert said.startswith(f'error: {arch} cannot take images of {size} pixels a side (')
+    assert said.startswith(f'error: {arch} cannot take images of {size} pixels a side: ')
     assert contents(noise_home) == before and not (noise_home / 'runs' / arch).exists()
 
 
