@@ -66,7 +66,8 @@ class Part:
     @property
     def record(self) -> dict[str, Any]:
         """What the part was made with; empty where it is not made."""
-        return files.read_json(self.path.with_suffix('.json')) if self.path.exists() else {}
+        path = self.path.with_suffix('.json')
+        return files.read_json(path) if self.path.exists() and path.exists() else {}
 
     def changes(self, settings: Settings) -> list[str]:
         """What is other now than when the part was made, in words; empty where it is not made."""
