@@ -17,8 +17,7 @@ from lib.cli import Stop
 def choose_device() -> torch.device:
     """The first GPU, or under a launcher that of this process's local number; else the CPU.
 
-    This also lets cuDNN time its algorithms. Raises: Stop where this torch has no code for the
-    card, which a trial shows.
+    Raises: Stop where this torch has no code for the card, which a trial shows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of such a card in many lines
@@ -33,7 +32,6 @@ def choose_device() -> torch.device:
                     'requirements.txt for an older CUDA (https://pytorch.org/get-started/locally), '
                     'or put CUDA_VISIBLE_DEVICES= before the command to compute on the CPU'
                 ) from None
-    torch.backends.cudnn.benchmark = True  # batches are whole, so each shape is timed only once
     return default_device()
 
 

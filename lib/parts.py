@@ -74,16 +74,11 @@ class Part:
         if not (record := self.record):
             return []
         now = {flag: value for flag, value in asdict(settings).items() if value != 'auto'}
-        words = [
-            f'--{flag} was {record.get(flag)} and is {value}'
-            for flag, value in now.items()
-            if record.get(flag) != value
-        ]
-        if record.get('weights_sha256') != self.weights_sha256:
-            words.append(f'the weights of fold {self.k} are others')  # it may be trained again
-        if not is_of(self.path, self.rows):
-            words.append('the images are others')  # those of the test may be
-        return words
+        differing = [flag for flag in now if now[flag] != record.get(flag)]
+        words = [f'--{flag} was {record.get(flag)} and is {now[flag]}' for flag in differing]
+        if record.get('weights_sha256') != self.weights_sha256:  # it may be trained again
+            words.append(f'the weights of fold {self.k} are others')
+        return words + ([] if is_of(self.path, self.rows) else ['the images are others'])
 
     def is_made(self, settings: Settings) -> bool:
         """Whether the part is made, and would not be another one now."""
@@ -123,8 +118,7 @@ def list_parts(run: Run, table: pd.DataFrame) -> list[Part]:
 
 def is_of(path: Path, rows: pd.DataFrame) -> bool:
     """Whether the predictions in the file `path` are of just the images of `rows`."""
-    names = read_csv(path, ['image_name'], only=True).image_name
-    return set(names) == set(rows.image_name)
+    return set(read_csv(path, ['image_name'], only=True).image_name) == set(rows.image_name)
 
 
 def keep(parts: list[Part], settings: Settings) -> Settings:
@@ -190,21 +184,20 @@ def pool(parts: list[Part], settings: Settings) -> dict[str, pd.DataFrame] | Non
 
 
 def save(parts: list[Part], pooled: dict[str, pd.DataFrame], settings: Settings) -> None:
-    """Write a run's oof.csv and test.csv, and oof.json with what they were made with.
+    """Write a run's oof.csv and test.csv, and oof.json with what they were made with; that is away
+    meanwhile, so that they are never of two kinds. A process holds the run's lock."""
+    folder = parts[0].run.folder
+    for name in ('oof.json', 'scores.json'):
+        (folder / name).unlink(missing_ok=True)
+    for kind, rows in pooled.items():
+        files.write_csv(folder / f'{kind}.csv', rows)
+    record = asdict(settings) | {'weights_sha256': hash_weights(parts)}
+    files.write_json(folder / 'oof.json', record)
 
-    oof.json is away while the others are written, so that they are never of two kinds. A process
-    holds the run's lock.
-    """
-    folder, record = parts[0].run.folder, parts[0].run.folder / 'oof.json'
-    for path in (record, folder / 'scores.json'):
-        path.unlink(missing_ok=True)
-    for kind in ('oof', 'test'):
-        if kind in pooled:
-            files.write_csv(folder / f'{kind}.csv', pooled[kind])
-        else:
-            (folder / f'{kind}.csv').unlink(missing_ok=True)
-    weights = [part.weights_sha256 for part in parts if part.kind == 'oof']
-    files.write_json(record, asdict(settings) | {'weights_sha256': weights})
+
+def hash_weights(parts: list[Part]) -> list[str]:
+    """The hash of each fold's weights."""
+    return [part.weights_sha256 for part in parts if part.kind == 'oof']
 
 
 def join_table(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
@@ -220,14 +213,13 @@ def read_n_tta(parts: list[Part]) -> int:
     """
     run, path = parts[0].run, parts[0].run.folder / 'oof.json'
     rows = {part.kind: pd.concat([p.rows for p in parts if p.kind == part.kind]) for part in parts}
+    tables = {run.folder / f'{kind}.csv': of_kind for kind, of_kind in rows.items()}
     record = files.read_json(path) if path.exists() else parts[0].record
-    missing = [f'{kind}.csv' for kind in rows if not (run.folder / f'{kind}.csv').exists()]
-    weights = [part.weights_sha256 for part in parts if part.kind == 'oof']
-    if missing or not path.exists():
-        why = f'has no {", ".join(missing) or path.name}'
-    elif record.get('weights_sha256') != weights:
+    if missing := [made.name for made in (*tables, path) if not made.exists()]:
+        why = f'has no {", ".join(missing)}'
+    elif record.get('weights_sha256') != hash_weights(parts):
         why = 'was predicted by other weights'
-    elif not all(is_of(run.folder / f'{kind}.csv', of_kind) for kind, of_kind in rows.items()):
+    elif not all(is_of(*table) for table in tables.items()):
         why = 'was predicted for other images'
     else:
         return record['n_tta']

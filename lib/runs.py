@@ -145,25 +145,25 @@ class Run:
         """
         if not ranks.following:
             about = about | {'weights_sha256': files.sha256(self.weights(k))}
-        files.write_json(self.fold(k) / 'run.json', about)
-        if not ranks.following:
             (self.folder / 'scores.json').unlink(missing_ok=True)  # of earlier weights
+        files.write_json(self.fold(k) / 'run.json', about)
         files.write_csv(self.fold(k) / 'oof.csv', held_out[[*OOF_COLUMNS, 'pred_plain']])
         if not ranks.following:
             (self.fold(k) / 'state.pt').unlink(missing_ok=True)
 
     def read_oof(self, folds: Iterable[int]) -> pd.DataFrame:
-        """The folds' held-out images with train.py's plain predictions: OOF_COLUMNS, pred_plain.
-
-        A line says where a fold has other weights since."""
-        folds = list(folds)
-        for path in map(self.weights, folds):
-            record = path.with_name('run.json')
+        """The folds' held-out images with train.py's plain predictions: OOF_COLUMNS, pred_plain. A
+        line tells of a fold that has other weights since."""
+        oofs = []
+        for k in folds:
+            record = self.fold(k) / 'run.json'
             saved = files.read_json(record).get('weights_sha256') if record.exists() else None
-            if saved not in (None, files.sha256(path)):
-                print(f'warning: {path} holds other weights than those that made its oof.csv')
-        paths = [self.fold(k) / 'oof.csv' for k in folds]
-        return pd.concat([pd.read_csv(path, dtype={'image_name': str}) for path in paths])
+            if saved not in (None, files.sha256(self.weights(k))):
+                print(
+                    f'warning: {self.weights(k)} holds other weights than those that made oof.csv'
+                )
+            oofs.append(pd.read_csv(self.fold(k) / 'oof.csv', dtype={'image_name': str}))
+        return pd.concat(oofs)
 
     @property
     def trained_folds(self) -> list[int]:
@@ -183,11 +183,10 @@ class Run:
 
 def hash_code() -> str:
     """The SHA-256 of the syntax of CODE, in which comments, layout and docstrings do not count."""
-    words = []
+    words, kinds = [], (ast.Module, ast.ClassDef, ast.FunctionDef)
     for name in CODE:
         nodes = list(ast.walk(ast.parse((ROOT / name).read_text(encoding='utf-8'))))
-        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
-        owners = [node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node)]
+        owners = (node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node))
         docs = {part for owner in owners for part in ast.walk(owner.body[0])}
         for node in (node for node in nodes if node not in docs):
             # not ast.dump, whose text differs between versions of Python
@@ -235,14 +234,11 @@ def choose_finished(runs: list[Run], table: pd.DataFrame) -> list[Run]:
     """
     labelled = table[table.split == 'train']
     folds, sha256 = sorted(labelled.fold.astype(int).unique().tolist()), fingerprint(labelled)
-    trained = []
-    for run in runs:
-        if run.has_begun:
-            run.check_folds(sha256)
-        if run.has_begun and run.unfinished(folds):
-            print(f'passed over {run.describe_unfinished(folds)}')
-        else:
-            trained.append(run)
-    if not trained:
+    unfinished = [run for run in runs if run.has_begun and run.unfinished(folds)]
+    for run in (run for run in runs if run.has_begun):
+        run.check_folds(sha256)
+    for run in unfinished:
+        print(f'passed over {run.describe_unfinished(folds)}')
+    if len(unfinished) == len(runs):
         raise Stop('no run is trained in all folds; the commands above train what is missing')
-    return trained
+    return [run for run in runs if run not in unfinished]

@@ -38,20 +38,13 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
 
 
 def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
-    """Print what is odd about patients and groups (n,): it may part one patient or join many.
-
-    `table` may have patient_id. Named are ids that differ by case or by a .0 alone, and groups of
-    over a tenth of all images; of real patients none has so many.
-    """
-    ids = pd.Series(
-        table.get('patient_id', pd.Series(dtype=object)).dropna().unique(), dtype=object
-    )
+    """Print which ids in `table` (patient_id) differ by case or a .0 alone, and which `group` (n,)
+    has over a tenth of all images, as no real patient has."""
+    ids = table.get('patient_id', group).dropna().drop_duplicates()
     alike = ids.groupby(ids.str.lower().str.removesuffix('.0')).agg(list)
     if len(alike := alike[alike.str.len() > 1]):
-        print(
-            f'warning: {len(alike)} patients differ from another by case or by .0 alone, such as '
-            f'{" and ".join(alike.iloc[0])}; they are taken as different people'
-        )
+        what = f'{len(alike)} patients differ from another by case or by .0 alone, such as'
+        print(f'warning: {what} {" and ".join(alike.iloc[0])}; they are taken as different people')
     sizes = group.value_counts()
     for name, n in sizes[sizes > len(group) / 10].items():
         print(f'warning: the group {name} has {n} of {len(group)} images; is it one patient?')
@@ -119,20 +112,18 @@ def report_leaks(
     number = pd.to_numeric(fold, errors='coerce')
     if number.notna().any():
         if len(wrong := fold[number.isna() & fold.notna() | (number % 1 > 0)]):
-            expected = 'expected whole numbers, or names alone'
-            raise Stop(f'{path}: {wrong.iloc[0]!r} in {fold_column} is no fold; {expected}')
+            raise Stop(f'{path}: {wrong.iloc[0]!r} in {fold_column} is no fold; others are numbers')
         fold = number.where(number >= 0).astype('Int64')
     used, sizes = fold.notna(), fold.value_counts().sort_index()
-    print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}')
+    counts = ', '.join(f'{n} in {k}' for k, n in sizes[:20].items())
+    print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}: {counts}')
     if len(sizes) < 2:
         raise Stop(f'{path}: {fold_column} has {len(sizes)} folds; no model leaves any rows out')
-    print('rows of each fold: ' + ', '.join(f'{k} {n}' for k, n in sizes[:20].items()))
-    is_known = table[[c for c in ('group', 'patient_id', 'lesion_id') if c in table]].notna()
-    unknown = (used & ~is_known.any(axis=1)).sum()
-    if unknown == used.sum():
-        raise Stop(f'{path}: no row has a {unit}, so it cannot be seen whether a patient leaks')
-    if unknown:
+    ids = table[[c for c in ('group', 'patient_id', 'lesion_id') if c in table]]
+    if unknown := (used & ids.isna().all(axis=1)).sum():
         print(f'{unknown} rows have no {unit}: whether those images share a patient is not seen')
+    if unknown == used.sum():
+        raise Stop(f'{path}: so no leak can be seen')
     warn_of_groups(table, group[used])
     leaking, n = find_leaks(group, fold), group[used].nunique()
     print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {len(sizes)} folds')

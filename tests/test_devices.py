@@ -40,7 +40,6 @@ def test_each_process_of_a_launcher_takes_the_card_of_its_local_number(local, nu
     device = devices.choose_device()
     assert numbers == [number] and device == torch.device('cuda', number)
     assert devices.describe(device) == f'Tesla P100 (cuda:{number})'
-    assert torch.backends.cudnn.benchmark
 
 
 def test_a_card_that_this_torch_has_no_code_for_is_told_with_what_to_do(monkeypatch):

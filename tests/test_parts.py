@@ -241,7 +241,7 @@ def test_pooled_are_the_held_out_rows_of_all_folds_and_the_mean_of_the_test_pred
 
 def test_what_a_blend_needs_is_asked_for_by_the_command_that_makes_it(run):
     again = rf'python infer\.py --home {run.home} --only r'
-    with pytest.raises(Stop, match=rf'has no oof\.csv, test\.csv: {again}'):
+    with pytest.raises(Stop, match=rf'has no oof\.csv, test\.csv, oof\.json: {again}'):
         parts.read_n_tta(of(run))
     make(run)
     assert parts.read_n_tta(of(run)) == 2

@@ -134,12 +134,12 @@ def test_where_no_labelled_image_changes_folds_csv_changes_and_else_not(
 @pytest.mark.parametrize(
     ('folds', 'patients', 'status', 'says'),
     [
-        ('aabb', 'ppqq', 0, 'rows of each fold: a 2, b 2'),
+        ('aabb', 'ppqq', 0, '4 of 4 rows have a fold in fold: 2 in a, 2 in b'),
         ('0011', 'pp q', 0, '1 rows have no patient_id'),
-        ('0011', '    ', 1, 'no row has a patient_id, so it cannot be seen'),
+        ('0011', '    ', 1, 'so no leak can be seen'),
         ('0000', 'ppqq', 1, 'fold has 1 folds'),
         ('    ', 'ppqq', 1, 'fold has 0 folds'),
-        ('a11b', 'ppqq', 1, "'a' in fold is no fold; expected whole numbers"),
+        ('a11b', 'ppqq', 1, "'a' in fold is no fold; others are numbers"),
         (['0', '0.5', '1', '1'], 'ppqq', 1, "'0.5' in fold is no fold"),
     ],
 )
