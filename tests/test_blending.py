@@ -11,7 +11,7 @@ from scipy.stats import spearmanr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from lib import blending, files, predictions, summary
+from lib import blending, files, predictions, score, summary
 from lib.cli import Stop
 from lib.runs import Run
 
@@ -278,11 +278,14 @@ def test_weights_by_hand_are_read_and_scaled():
 
 def test_each_run_is_compared_with_the_blend_and_with_the_others():
     runs = three_runs(n=600)
+    runs.rows['group'] //= 3
     weights, fold_weights = blending.fit('mean', runs, [0.5, 0.3, 0.2])
     blended = blending.blend_by_fold('mean', runs, fold_weights)
     compared = blending.compare_runs(runs, blended, weights)
     aucs = [auc(runs, p) for p in runs.preds.T]
     assert compared.index.tolist() == list('abc') and compared.auc.tolist() == aucs
+    interval = score.measure(runs.rows.assign(pred=runs.preds[:, 0])).loc['auc', ['low', 'high']]
+    assert compared.loc['a', ['auc_low', 'auc_high']].tolist() == interval.tolist()  # by patient
     of_blend = auc(runs, blended)
     assert compared.difference.tolist() == pytest.approx([a - of_blend for a in aucs])
     rho = spearmanr(runs.preds).statistic
@@ -346,21 +349,26 @@ def test_what_greedy_submits_is_the_sum_by_the_weights_that_it_says(four, ok):
 
 
 def test_what_the_stack_submits_is_the_logistic_sum_by_its_weights(four, ok):
-    _, blend, submission, rows, tests, preds = blended(four, ok, '--how', 'stack')
+    _, blend, submission, rows, tests, preds = blended(
+        four, ok, '--how', 'stack', '--only', 'd,b,c,a'
+    )
     weights = pd.Series(blend['weights'])
     of_runs = weights.drop('intercept')
-    assert weights.index.tolist() == [*'abcd', 'intercept'] and of_runs.idxmax() == 'c'
+    assert weights.index.tolist() == [*'dbca', 'intercept'] and of_runs.idxmax() == 'c'
     np.testing.assert_allclose(submission, expit(logit(tests) @ of_runs + weights.intercept))
     assert roc_auc_score(rows.target, rows.pred) > roc_auc_score(rows.target, preds.mean(axis=1))
 
 
 def test_platt_gives_a_logistic_prob_of_the_mean_to_the_test_images(four, ok):
     out, blend, submission, rows, tests, _ = blended(
-        four, ok, '--calibrate', 'platt', '--only', 'b,c'
+        four, ok, '--calibrate', 'platt', '--only', 'b,c', '--prior', 0.1
     )
     assert 'fitted by a logistic curve' in out and blend['calibrate'] == 'platt'
     np.testing.assert_allclose(submission, tests[['b', 'c']].mean(axis=1))
-    model = LogisticRegression(C=1e9, tol=1e-8).fit(logit(rows[['pred']]), rows.target)
+    rate = rows.target.mean()
+    weight = {0: 0.9 / (1 - rate), 1: 0.1 / rate}
+    model = LogisticRegression(C=1e9, tol=1e-8, class_weight=weight)
+    model.fit(logit(rows[['pred']]), rows.target)
     test = pd.read_csv(four / 'report' / 'test.csv')
     expected = model.predict_proba(logit(test[['pred']]))[:, 1]
     np.testing.assert_allclose(test.prob, expected, atol=1e-5)

@@ -158,6 +158,9 @@ def test_another_prior_is_weighed_in():
         assert np.average(table.target, weights=weight) == pytest.approx(0.3)
         assert np.average(fitted.prob, weights=weight) == pytest.approx(0.3, abs=0.02)
         assert fitted.quality.intercept['after'] == pytest.approx(0, abs=0.15)
+    target = np.r_[np.zeros(10), [0, 1] * 5, np.zeros(2), np.ones(8)]  # of .2 none is malignant
+    prob, weight = np.repeat([0.2, 0.5, 0.8], 10), np.repeat([3.0, 1, 1], 10)
+    assert calibration.measure_quality(target, prob, weight)['ece'] == pytest.approx(0.2 * 30 / 50)
 
 
 def test_brier_and_bins_are_scikit_learns():

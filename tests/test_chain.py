@@ -226,6 +226,9 @@ def test_the_demo_has_kaggles_layout_and_says_that_it_is_not_medical(ok, tmp_pat
     assert not set(train.patient_id) & set(test.patient_id)
     assert train.age_approx.isna().any() and train.sex.isna().any()
     assert len(list((home / 'jpeg' / 'train').glob('*.jpg'))) == len(train)
+    grey = [Image.open(home / 'jpeg' / 'train' / f'{n}.jpg').convert('L') for n in train.image_name]
+    dark = [(pixels < 0.75 * np.quantile(pixels, 0.9)).mean() for pixels in map(np.asarray, grey)]
+    assert roc_auc_score(train.target, dark) > 0.7  # melanomas are larger
 
 
 # blend.py

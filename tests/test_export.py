@@ -69,6 +69,7 @@ def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_
     assert logits.shape == (3, 1) and logits.std() > 1e-5
     data = timm.data.resolve_model_data_config(loaded)
     assert data['input_size'] == (3, size, size) and data['interpolation'] == 'lanczos'
+    assert data['crop_pct'] == 1
     assert [*data['mean'], *data['std']] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     weights = tmp_path / 'fold0' / 'model.safetensors'  # readable to whom config.json is
     assert weights.stat().st_mode == weights.with_name('config.json').stat().st_mode
@@ -141,8 +142,9 @@ def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
     ok('infer.py', '--home', copy, '--only', 'twin', '--export', copy / 'out')
     card = ModelCard.load(copy / 'out' / 'twin' / 'README.md')
     assert card.data.license == 'cc-by-nc-4.0'
-    n, melanomas = other.sum(), (table.target[other] == '1').sum()
-    assert re.search(rf'\| isic2019 \| \[ISIC 2019\].* \| {n} \| {melanomas} \|', card.text)
+    counts = other.sum(), (table.target[other] == '1').sum(), table.group[other].nunique()
+    counts = r' \| '.join(map(str, counts))
+    assert re.search(rf'\| isic2019 \| \[ISIC 2019\].* \| {counts} \|', card.text)
     assert '| within isic2019 |' in card.text and 'The source alone' in card.text
 
 

@@ -1,6 +1,8 @@
 """A file is whole or not there."""
 
+import hashlib
 import json
+import os
 
 import numpy as np
 import pandas as pd
@@ -30,6 +32,21 @@ def test_what_a_killed_process_left_half_written_is_gone_after_the_next_try(tmp_
         files.write_text(path, 'new')
         assert reader.read() == 'whole'
     assert path.read_text() == 'new' and list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    done = []
+    for name in ('fsync', 'replace'):
+        its_own = getattr(os, name)
+        note = lambda *args, name=name, do=its_own: done.append(name) or do(*args)  # noqa: E731
+        monkeypatch.setattr(os, name, note)
+    files.write_text(tmp_path / 'a.csv', 'new')
+    assert done == ['fsync', 'replace']
+
+
+def test_the_hash_of_a_file_is_of_all_of_it(tmp_path):
+    (tmp_path / 'a').write_bytes(bytes(10**5))
+    assert files.sha256(tmp_path / 'a') == hashlib.sha256(bytes(10**5)).hexdigest()
 
 
 @pytest.mark.parametrize('text', ['{', '[1]', '[' * 100_000, '', '"a"', None])

@@ -124,17 +124,26 @@ def test_red_is_where_a_detector_of_red_sees_melanoma_and_blue_where_it_sees_non
 @pytest.fixture(scope='module')
 def drawn(home, ok):
     """`home` after infer.py --heat 2, in half precision, and whose fold drew which image."""
-    compute_maps = heat.compute_maps
+    compute_maps, draw_heat_maps = heat.compute_maps, pictures.draw_heat_maps
     drawn = shutil.copytree(home, home.with_name('drawn'))
     infer = ['infer.py', '--home', drawn, '--n_tta', 2, '--precision', 'bf16', '--only', 'twin']
     ok(*infer, '--heat', 5)
-    used = {}
+    used, made = {}, {}
 
     def noted(run, k, rows):
+        maps = compute_maps(run, k, rows)
         used.update(dict.fromkeys(rows.image_name, k))
-        return compute_maps(run, k, rows)
+        made.update(zip(rows.image_name, maps, strict=True))
+        return maps
 
-    with mock.patch.object(heat, 'compute_maps', noted):
+    def shown(folder, rows, maps):
+        np.testing.assert_array_equal(maps, [made[name] for name in rows.image_name])
+        return draw_heat_maps(folder, rows, maps)
+
+    with (
+        mock.patch.object(heat, 'compute_maps', noted),
+        mock.patch.object(pictures, 'draw_heat_maps', shown),
+    ):
         # the pictures of before are gone; its predictions, of other flags, are kept
         said = ok('infer.py', '--home', drawn, '--only', 'twin', '--heat', 2)
     assert 'is finished' in said and 'augmented passes,' not in said

@@ -219,7 +219,7 @@ def test_older_sets_beside_it_count_the_cancers_that_it_counts(data, ok):
 
 def test_folds_and_submissions_of_others_may_say_isic_id(tmp_path, capsys):
     path = tmp_path / 'theirs.csv'
-    path.write_text('isic_id,patient_id,fold\nA,P,0\nB,P,0\nC,Q,1\n')
+    path.write_text('isic_id,patient_id,fold\nA,P,0\nB,P,0\nC,Q,1\nD,P,-1\n')  # D has no fold
     splits.report_leaks(path, tables.read_csv(path, ['fold']), 'fold', None)
     assert '0 of 2 groups (by patient_id)' in capsys.readouterr().out
     path.write_text('isic_id,target\nB,.5\nA,.25\n')

@@ -22,7 +22,7 @@ from fastai.vision.all import (
 )
 from sklearn.metrics import roc_auc_score
 
-from lib import data, model
+from lib import data, model, ranks
 from lib.augment import Augment, batch_tfms
 from lib.callbacks import History, SeedEpoch
 from lib.learner import accumulation
@@ -42,19 +42,20 @@ class Cut(Callback):
 
 
 class Record(Callback):
-    """Keep what torch's optimizer has in each of its steps, and the last epoch's predictions."""
+    """Keep the first weights, what torch's optimizer has in each step, and of the last epoch its
+    seed and its predictions."""
 
     order = 50  # before_step comes this far where a step is made
 
     def before_fit(self):
-        self.steps, self.n_batches = [], len(self.dls.train)
+        self.steps, self.n_batches, self.start = [], len(self.dls.train), weights(self)
 
     def before_step(self):
         (group,) = self.opt.opt.param_groups
         self.steps.append((group['lr'], *group['betas'], group['weight_decay']))
 
     def before_validate(self):
-        self.logits, self.truths = [], []
+        self.logits, self.truths, self.last_seed = [], [], torch.initial_seed()
 
     def after_batch(self):
         if not self.training:
@@ -136,14 +137,16 @@ def test_a_loss_that_ends_above_its_start_is_told(train, valid, says, tmp_path, 
 
 
 def test_a_run_depends_on_its_seed_and_not_on_its_workers(fitted):
-    first, again, other = (
-        weights(fitted('--seed', seed, '--workers', workers, *SLOW))
-        for seed, workers in ((0, 0), (0, 2), (1, 0))
-    )
-    assert torch.equal(first, again) and not torch.equal(first, other)
+    def train(seed, workers) -> list[torch.Tensor]:
+        learn = fitted('--seed', seed, '--workers', workers, *SLOW, cbs=[record := Record()])
+        drawn = torch.tensor(sorted(learn.dls.train.get_idxs()))
+        return [weights(learn), record.start, torch.tensor(record.last_seed), drawn]
+
+    for first, again, other in zip(train(0, 0), train(0, 2), train(1, 0), strict=True):
+        assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-def test_each_epoch_and_each_fold_draws_its_own():
+def test_each_epoch_each_fold_and_each_process_of_a_launcher_draws_its_own(monkeypatch):
     def draw(seed, fold, epoch):
         loader = SimpleNamespace(rng=None)
         callback = SeedEpoch(seed, fold)
@@ -153,8 +156,9 @@ def test_each_epoch_and_each_fold_draws_its_own():
 
     draws = [draw(*each) for each in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))]
     assert draw(0, 0, 0) == draws[0]
-    for of_generator in zip(*draws, strict=True):
-        assert len(set(of_generator)) == 4
+    monkeypatch.setattr(ranks, 'RANK', 1)
+    for of_generator in zip(*draws, draw(0, 0, 0), strict=True):
+        assert len(set(of_generator)) == 5
 
 
 def test_accumulated_batches_step_as_one_large_batch_does(noise):

@@ -8,7 +8,7 @@ import timm
 import torch
 from fastai.vision.all import Callback
 
-from lib import data, pictures
+from lib import data, model, pictures
 
 
 class Note(Callback):
@@ -89,7 +89,9 @@ def test_cutout_reaches_the_training_and_nothing_is_erased_without_it(note, fitt
     assert 0.2 < (shares[1] > 0.01).mean() < 0.8 and shares[1].max() < 0.11
 
 
-def test_local_weights_are_what_the_training_starts_from(fitted, tmp_path):
+def test_local_weights_are_what_the_training_starts_from(fitted, tmp_path, monkeypatch):
+    asked, create = [], model.create
+    monkeypatch.setattr(model, 'create', lambda *args: asked.append(args) or create(*args))
     torch.manual_seed(1)
     net = timm.create_model('test_resnet')  # a thousand classes, as the files on the hub
     path = tmp_path / 'w.safetensors'
@@ -101,6 +103,7 @@ def test_local_weights_are_what_the_training_starts_from(fitted, tmp_path):
     assert len(ours) > 10
     for name, weight in ours.items():
         torch.testing.assert_close(weight, theirs[name], rtol=0, atol=1e-7)
+    assert {pretrained for _, _, pretrained, _ in asked} == {True}  # without a file, timm's
 
 
 @pytest.mark.parametrize('loss', [float('inf'), float('nan')])

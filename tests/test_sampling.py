@@ -33,6 +33,8 @@ def test_the_draw_depends_on_seed_and_epoch_alone():
     first = [draw(50, 20, 0, e).tolist() for e in range(6)]
     assert draw(50, 20, 0, 5).tolist() == first[5]  # after a restart: nothing before is needed
     assert first[0] != first[1] and first != [draw(50, 20, 1, e).tolist() for e in range(6)]
+    zero, one = (Downsample(loader(), TARGETS, 2, seed, 2).indexes(0) for seed in (0, 1))
+    assert {*zero} != {*one}
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -82,6 +82,15 @@ def test_folds_prints_it(home):
     assert 'the shortcut floor, AUC' in (home / '0.log').read_text()
 
 
+def test_where_a_patient_is_not_known_the_images_of_the_group_are_counted():
+    rows = table()
+    some = rows.assign(patient_id=rows.patient_id.where(rows.index % 2 == 0))
+    few = rows.assign(patient_id=None)
+    for known in (some, few):
+        assert shortcuts.features(known)['images per patient'].notna().all()
+    pd.testing.assert_frame_equal(shortcuts.features(few), shortcuts.features(rows))
+
+
 @pytest.mark.parametrize('missing', ['width', 'sex', 'patient_id'])
 def test_columns_may_be_missing(missing):
     pred, _ = shortcuts.predict(table().drop(columns=missing))

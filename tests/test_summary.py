@@ -50,6 +50,12 @@ def test_the_rows_hold_the_auc_of_all_folds_and_sources():
     assert not one.label.str.contains('source|within').any()
 
 
+def test_every_row_is_of_the_column_that_is_asked_for():
+    oofs = table()
+    other = summary.summarize(oofs.assign(pred_plain=oofs.pred, pred=0.5), 'pred_plain')
+    pd.testing.assert_frame_equal(other, summary.summarize(oofs))
+
+
 def test_the_competitions_own_measure_comes_first():
     for source, first in (('competition', 'auc'), ('isic2024', 'pauc_80')):
         rows = summary.summarize(oof().assign(source=source))
@@ -130,6 +136,8 @@ def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     pd.testing.assert_frame_equal(rows, expected, check_dtype=False)
     change = roc_auc_score(oofs.target, oofs.pred) - roc_auc_score(oofs.target, oofs.pred_plain)
     assert saved['tta'][0]['difference'] == pytest.approx(change) and change > 0
+    by_patient = score.compare_paired(oofs.target, [oofs.pred, oofs.pred_plain], 1, oofs.group)
+    assert saved['tta'][0]['difference_low'] == by_patient.difference_low[0]
     assert f'changes the AUC by {change:+.4f} [' in capsys.readouterr().out
     summary.report_run(run, oofs, ['pred_plain'])  # train.py once more
     assert files.read_json(run.folder / 'scores.json') == saved
