@@ -32,6 +32,7 @@ def home(ok, tmp_path_factory):
         sex=np.where(rng.random(200) < 0.5, 'male', 'female'),
         anatom_site=rng.choice(['torso', '<script>x</script>'], size=200),
     )
+    table['pred'] = (table.pred + (table.source != 'competition')) / 2  # higher in the archive
     test = table.head(8).assign(image_name=list('stuvwxyz'), split='test', target=None, fold=None)
     pd.concat([table, test]).drop(columns='pred').to_csv(home / 'folds.csv', index=False)
     (home / 'images').mkdir()
