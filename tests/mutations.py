@@ -44,7 +44,7 @@ def judge(file: str, text: str, other: str, tests: str) -> tuple[str, str]:
             return 'error', f'; the text to replace is there {n} times, not once'
         path.write_text(code.replace(text, other), encoding='utf-8')
         done = subprocess.run(
-            [*PYTEST, *shlex.split(tests)], cwd=path.parents[file.count('/')] / 'tests',
+            [*PYTEST, *shlex.split(tests)], cwd=Path(folder, 'tests'),
             env=os.environ | {'OMP_NUM_THREADS': '1'}, capture_output=True, text=True,
         )  # fmt: skip
     if done.returncode in (0, 1):
