@@ -96,7 +96,7 @@ class Follow(Callback):
     def end(self) -> None:
         """Pass on the measures of the held-out fold, and close the logger."""
         if self.opened:
-            measured = score.measure(self.of_run.read_oof([self.k]), 'pred_plain', self.k)
+            measured = score.measure(self.of_run.read_oof([self.k]), 'pred_plain')
             self._try(self.opened[0], self.step + 1, measured.value.dropna().to_dict())
         if self.opened:
             self._try(self.opened[1])

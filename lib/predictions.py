@@ -207,11 +207,11 @@ def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str)
 
 
 def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> None:
-    """Write a blend's oof.csv and test.csv; delete the one that this blend does not have."""
+    """Write a blend's oof.csv and test.csv. Both are deleted first: a kill leaves no two blends."""
+    for name in ('oof.csv', 'test.csv'):
+        (folder / name).unlink(missing_ok=True)
     for name, rows in (('oof.csv', oof), ('test.csv', test)):
-        if rows is None:
-            (folder / name).unlink(missing_ok=True)
-        else:
+        if rows is not None:
             files.write_csv(folder / name, rows.filter([*OOF_COLUMNS, 'pred', 'prob']))
 
 

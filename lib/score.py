@@ -147,7 +147,7 @@ def logit_interval(
     return float(min(low, value)), float(max(high, value))
 
 
-def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0, least: int = 1) -> pd.DataFrame:
+def measure(oof: pd.DataFrame, pred: str = 'pred', least: int = 1) -> pd.DataFrame:
     """The MEASURES of the column `pred` in `oof` (target, group): a row each, by name.
 
     The columns are value, low and high (the 95 % interval), NaN where they cannot be computed, as
@@ -173,7 +173,7 @@ def measure(oof: pd.DataFrame, pred: str = 'pred', seed: int = 0, least: int = 1
         return rows.assign(
             note='one patient has all malignant images, so that there is no interval'
         )
-    draws = bootstrap(target, [scores], oof.group, seed)[:, 0]
+    draws = bootstrap(target, [scores], oof.group)[:, 0]
     rows[['low', 'high']] = [percentile_interval(of_measure) for of_measure in draws.T]
     halves = {'auc': 0.5 / n_pairs, 'pauc_80': 0.5 / n_pairs}  # of a pair, of a benign image
     for name, half in (halves | {'spec_at_sens_95': 0.5 / (1 - target).sum()}).items():

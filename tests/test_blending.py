@@ -1,6 +1,7 @@
 """Predictions are matched by name, weights are judged out of fold, and others' runs take part."""
 
 import json
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -481,3 +482,13 @@ def test_greedy_says_where_the_plain_mean_was_better(ok, tmp_path):
         write(tmp_path / 'runs' / run, rows=few, pred=few.pred)
     out = ok('blend.py', '--home', tmp_path, '--how', 'greedy')
     assert 'of 2 runs and 59 malignant images, the plain mean was better' in out
+
+
+def test_a_blend_that_is_cut_off_leaves_no_files_of_two_blends(tmp_path, monkeypatch):
+    one = pd.DataFrame({'image_name': ['a'], 'pred': [0.5]})
+    predictions.write(tmp_path, one, one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['oof.csv', 'test.csv']
+    monkeypatch.setattr(files, 'write_csv', mock.Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        predictions.write(tmp_path, one, one)
+    assert list(tmp_path.iterdir()) == []

@@ -29,5 +29,6 @@ def test_every_run_and_fold_pass_and_batch_draws_views_of_its_own(tmp_path):
             for p in (0, 1) for b in (0, 1)]  # fmt: skip
     draws = [draw(*one) for one in each]
     assert len(set(draws)) == 32
-    moved = make_run(tmp_path / 'c', command='python train.py --x')  # which decide no weights
+    # which decide no weights
+    moved = make_run(tmp_path / 'c', command='python train.py --x', code_sha256='y')
     assert draws[0] == draw(run, 0) == draw(moved, 0)  # and typed again the same ones
