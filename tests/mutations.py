@@ -18,7 +18,7 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PYTEST = [sys.executable, '-m', 'pytest', '-x', '-p', 'no:cacheprovider', '--tb=no']
+PYTEST = [sys.executable, '-m', 'pytest', '-x', '-n0', '-p', 'no:cacheprovider', '--tb=no']
 
 
 def copy_tree(to: Path) -> None:
