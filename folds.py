@@ -20,9 +20,12 @@ def main(
     home: str = '.',  # folder that folds.csv is written to
     n_folds: int = 5,  # number of folds
     seed: int = 0,  # the same seed gives the same folds, byte for byte
-    # sets under DATA/external to add, such as isic2019,isic2017, or 'none'; by default all that
-    # are there. Of an image that several sets have, the copy of the first is kept
+    # folders under DATA/external to add, such as isic2019,isic2017, or 'none'; by default all that
+    # are known. Of an image that several sets have, the copy of the first is kept
     external: str | None = None,
+    target: str | None = None,  # the column of the target in DATA's table, where it is not `target`
+    positive: str | None = None,  # its values that are a target of 1, with commas, if it has words
+    negative: str | None = None,  # its values that are 0; by default benign, nevus, no and the like
     check: str | None = None,  # only count the groups that are in two folds of this CSV
     fold_column: str = 'fold',  # the column of --check's folds; a negative fold is none
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo
@@ -40,25 +43,19 @@ def main(
         data = home = make_demo(Path('data/demo'))
         print(f'{home}: synthetic images, drawn by a program. They are not medical data')
     data, home = Path(data), Path(home)
-    if not any((data / name).exists() for name in ('train.csv', 'train-metadata.csv')):
-        raise cli.Stop(
-            f'there is no train.csv in {data}, nor train-metadata.csv. The README, "Getting the '
-            'data", says where it comes from; --data names another folder; --demo makes synthetic '
-            'images to try it all on'
-        )
-
-    sources = archives.choose_external(external, data / 'external')
-    table, dropped = archives.read_all(data, sources, home)
-    for source in sources:
-        print(f'{source}: {dropped.get(source, 0)} images dropped that an earlier set has already')
+    sets = archives.choose_external(external, data / 'external')
+    labels = tables.Labels(target, cli.split(positive), cli.split(negative))
+    table, dropped = archives.read_all(data, sets, home, labels)
+    for source, n in dropped.items():
+        print(f'{source}: {n} images dropped that an earlier set has already')
     duplicates = archives.read_duplicates(data)
     if duplicates is not None:
         print(f'{len(duplicates)} known pairs of duplicates keep their groups together')
 
     table['group'] = splits.join_groups(table, duplicates)
     labelled = table.split == 'train'
-    splits.warn_of_groups(table, table.group[labelled])
-    table.loc[labelled, 'fold'] = splits.assign_folds(table[labelled], n_folds, seed)
+    splits.warn_of_groups(table[labelled], table.group[labelled])
+    table['fold'] = choose_folds(table[labelled], home, n_folds, seed)  # test images have none
     splits.check_groups(table.group[labelled], table.fold[labelled])
 
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
@@ -73,17 +70,43 @@ def main(
     print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
 
 
+def choose_folds(rows: pd.DataFrame, home: Path, n_folds: int, seed: int) -> pd.Series:
+    """The fold of each of the labelled `rows`: that of their column fold; else, where runs exist
+    and no flag asks for others, that of HOME/folds.csv, which another scikit-learn would not make;
+    else new ones. Raises: Stop where some have a fold and others not."""
+    if rows.fold.notna().any():
+        fold = pd.to_numeric(rows.fold, errors='coerce')
+        wrong = rows[(fold % 1 != 0) | (fold < 0)]
+        tables.refuse(
+            wrong, 'the fold of {image_name} is {fold!r}; expected 0, 1, ... or no column'
+        )
+        return fold
+    path = home / 'folds.csv'
+    if has_runs(home) and (n_folds, seed) == (5, 0):
+        kept = rows.image_name.map(tables.read_labelled(path).set_index('image_name').fold)
+        if kept.notna().all():
+            print(f'the folds of {path} are kept, since runs were trained on them')
+            return kept
+    return pd.Series(splits.assign_folds(rows, n_folds, seed), rows.index)
+
+
+def has_runs(home: Path) -> bool:
+    """Whether runs have begun that HOME/folds.csv must fit."""
+    return (home / 'folds.csv').exists() and any(home.glob('runs/*/config.json'))
+
+
 def write(table: pd.DataFrame, home: Path) -> None:
     """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
     path, text = home / 'folds.csv', tables.format_folds(table)
     with locks.held(home / '.lock'):
-        if path.exists() and any(home.glob('runs/*/config.json')):
+        if has_runs(home):
             old = tables.fingerprint(tables.read_labelled(path))
             if old != tables.fingerprint(table[table.split == 'train']):
                 raise cli.Stop(
                     f'the labelled images of {path}, their groups or their folds would change, and '
                     f'the runs under {home / "runs"} were trained on them as they are: choose '
-                    'another --home, or move the runs away'
+                    'another --home, or move the runs away; without --n_folds and --seed the folds '
+                    'are kept'
                 )
         files.write_text(path, text)
 

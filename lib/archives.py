@@ -1,14 +1,17 @@
 """The reader of data as it lies: a competition and the sets beside it become one checked table.
 
-The competition lies in DATA, and each other set in DATA/external/NAME, as a row of LAYOUTS says.
+The competition, or one's own images, lies in DATA, and each other set in a folder of DATA/external.
+Which layout a set has is told by the tables in it, and these and its images may lie at any depth.
 Optional in DATA are the competition's table of known duplicates; exclude.txt, the names of labelled
 images to leave out; and ISIC 2024's test-image.hdf5 in the place of a folder of images.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,46 +22,115 @@ from lib import tables
 from lib.cli import Stop
 from lib.files import atomic
 from lib.images import FORMATS
-from lib.layouts import DUPLICATES, LAYOUTS, NAMES, SAMPLE, SUFFIXES, Layout, Table
+from lib.layouts import DUPLICATES, LAYOUTS, SAMPLE, SUFFIXES, Layout, Table
 from lib.locks import held
 
 
+class Archive(NamedTuple):
+    """A set of images as it lies in its folder."""
+
+    folder: Path
+    layout: Layout
+    source: str  # its name in folds.csv
+    tables: dict[str, Path]  # by name, in lower case; of several of one name that nearest the top
+    images: list[Path]
+
+
 def choose_external(external: str | None, folder: Path) -> list[str]:
-    """The sets that --external names, in its order; by default all in `folder`. Raises: Stop."""
-    known = [layout.source for layout in LAYOUTS.values() if not layout.test]
+    """The folders in `folder` that --external names, in its order; by default all that are read, in
+    the order of LAYOUTS. A line names the others. Raises: Stop where it names another."""
+    there = {path.name: open_archive(path) for path in sorted(folder.glob('[!.]*/'))}
+    known = {name: archive for name, archive in there.items() if archive}
     if external is None:
-        there = sorted(path.name for path in folder.glob('[!.]*/'))
-        if unread := [name for name in there if name not in known]:
-            print(f'{folder}: not read: {", ".join(unread)}; known are {", ".join(known)}')
-        return [name for name in known if name in there]
+        if unread := sorted(there.keys() - known.keys()):
+            print(f'{folder}: not read: {", ".join(unread)}; no table there is of a known layout')
+        return sorted(known, key=lambda name: LAYOUTS.index(known[name].layout))
     names = [] if external == 'none' else [name.strip() for name in external.split(',')]
-    if unknown := [name for name in names if name not in known]:
-        hint = '; the images of ISIC 2018 are read as ham10000' if 'isic2018' in unknown else ''
-        raise Stop(f'--external knows {", ".join(known)}, none; not {", ".join(unknown)}{hint}')
-    if absent := [name for name in names if not (folder / name).is_dir()]:
-        raise Stop(f'--external {external}: there is no {folder / absent[0]}')
+    if wrong := [name for name in names if name not in known]:
+        listing = ', '.join(known) or 'none'
+        raise Stop(
+            f'--external {wrong[0]}: {folder} has no such set; those that are read: {listing}'
+        )
     return names
 
 
+def list_files(folder: Path, skip: Collection[Path] = ()) -> list[Path]:
+    """The files below `folder`, those nearest to it first, less hidden ones and the folders `skip`.
+    Links are followed, each folder once."""
+    paths, seen = [], {os.path.realpath(path) for path in skip}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
+        folders[:] = [name for name, at in real.items() if name[0] != '.' and at not in seen]
+        seen.update(real.values())
+        paths += [Path(place, name) for name in sorted(names) if name[0] != '.']
+    return sorted(paths, key=lambda path: (len(path.parts), path))
+
+
+def open_archive(folder: Path, skip: Collection[Path] = (), own: bool = False) -> Archive | None:
+    """The set in `folder`, or None where no table is of a known layout. `skip`: folders that are
+    not looked into; `own`: whether it is DATA itself. Raises: Stop where there are several sets."""
+    files = list_files(folder, skip)
+    images = [path for path in files if path.suffix.lower() in SUFFIXES]
+    of_name = {
+        path.name.lower(): path for path in reversed(files) if path.suffix.lower() not in SUFFIXES
+    }
+    there = [(k, path) for k in LAYOUTS if (path := _locate(k.labels, of_name))]
+    found = [(k, path) for k, path in there if _fits(path, k.labels.columns)]
+    # a table of a name that one layout alone has is read all the same, for what is wrong with it
+    found = found or [(k, path) for k, path in there if own or k.named][-1:]
+    of_path = {path: layout for layout, path in reversed(found)}
+    if len({layout.source for layout in of_path.values()}) > 1:
+        raise Stop(
+            f'{folder} holds several sets, by {" and ".join(map(str, of_path))}: move all but one '
+            'of them, with their images, to folders of their own under DATA/external'
+        )
+    if not found:
+        return None
+    layout = found[0][0]
+    source = layout.source if own or layout.named else folder.name
+    return Archive(folder, layout, source, of_name, images)
+
+
+def _locate(table: Table, of_name: dict[str, Path]) -> Path | None:
+    return next(filter(None, (of_name.get(name.lower()) for name in table.names)), None)
+
+
+def _fits(path: Path, columns: Sequence[str]) -> bool:
+    """Whether the header of a CSV has `columns`, by these names or by other words for them."""
+    try:
+        header = pd.read_csv(path, nrows=0, encoding='utf-8-sig')
+    except (ValueError, OSError):
+        return False
+    return set(columns) <= {*header.columns, *tables.use_names(header, path).columns}
+
+
 def read_all(
-    data: Path, external: Sequence[str], home: Path = Path()
+    data: Path, external: Sequence[str], home: Path = Path(), labels: tables.Labels = tables.LABELS
 ) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The competition's rows and those of the external sets, checked, each ISIC id once, less what
+    """The rows of DATA and those of the external sets, checked, each ISIC id once, less what
     exclude.txt names. Images in HDF5 are unpacked under `home`.
 
-    Returns: the table (COLUMNS less `group` and `fold`, with `lesion_id`; paths as `data` gives
-    them), training rows sorted by source and name, test rows last; and how many rows of each source
-    were dropped because a source before it has them. Raises: Stop.
+    `labels`: how the targets of DATA are told. Returns: the table (COLUMNS less `group`, with
+    `lesion_id`, and `fold` where DATA has one; paths as `data` gives them), training rows sorted by
+    source and name, test rows last; and how many rows of each source were dropped because a source
+    before it has them. Raises: Stop.
     """
-    own = _choose_competition(data)
-    folders = {own.source: data} | {name: data / 'external' / name for name in external}
-    parts = [_read_labelled(folder, LAYOUTS[name]) for name, folder in folders.items()]
-    table = pd.concat([*parts, _read_test(data, own)], ignore_index=True)
+    made = [home / name for name in ('cache', 'runs', 'report', 'unpacked')]
+    own = open_archive(data, [data / 'external', *made], own=True)
+    if own is None:
+        raise Stop(
+            f'there is no train.csv in {data}, nor another table of labels. The README, "Your own '
+            'images", says what it holds; --data names another folder; --demo makes synthetic '
+            'images to try it all on'
+        )
+    others = [open_archive(data / 'external' / name) for name in external]
+    parts = [_read_labelled(own, labels), *(_read_labelled(k, tables.LABELS) for k in others)]
+    table = pd.concat([*parts, _read_test(own)], ignore_index=True)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     table['id'] = table.image_name.str.removesuffix('_downsampled')
     table = _leave_out(table, data)
-    table = table.reindex(columns=[*tables.COLUMNS, 'lesion_id', 'id'])
-    text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site']
+    table = table.reindex(columns=[*tables.COLUMNS, 'lesion_id', 'id', 'file', 'folder'])
+    text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
     table = tables.parse_columns(table.astype(dict.fromkeys(text, 'str')))
     # ISIC 2024 asks for other cancers too, which the older sets do not count
     table.loc[table.diagnosis.isin(tables.competition_of(table).diagnoses), 'target'] = 1.0
@@ -68,22 +140,23 @@ def read_all(
     sentence = 'the test image {image_name} is among the training images too'
     tables.refuse(table[is_repeated & (table.split == 'test')], sentence)
     dropped = table[is_repeated].source.value_counts().to_dict()
-    table = table[~is_repeated].reset_index(drop=True).drop(columns=['group', 'fold', 'id'])
-    parts = table.groupby(['source', 'split'], sort=False)
-    table['path'] = pd.concat([_find(rows, folders[key[0]], home) for key, rows in parts])
+    table = table[~is_repeated].reset_index(drop=True)
+    of_folder = {archive.folder: archive for archive in (own, *others)}
+    parts = table.groupby(['folder', 'split'], sort=False)
+    table['path'] = pd.concat([_find(rows, of_folder[key[0]], home) for key, rows in parts])
     unknown = table.width.isna() | table.height.isna()
     with ThreadPoolExecutor(8) as pool:  # the wait is for the disk
         sizes = list(pool.map(_native_size, table.path[unknown]))
     table.loc[unknown, ['width', 'height']] = np.array(sizes, dtype=float).reshape(-1, 2)
-    return table, dropped
+    return table.drop(columns=['group', 'id', 'file', 'folder']), dropped
 
 
 def read_duplicates(data: Path) -> pd.DataFrame | None:
     """The known pairs of duplicates, two columns of names; None where the file is missing."""
-    is_there = any((data / name).exists() for name in DUPLICATES.names)
-    if not is_there:
+    path = next((path for path in list_files(data) if path.name == DUPLICATES.names[0]), None)
+    if path is None:
         return None
-    pairs = _read(data, DUPLICATES)[list(DUPLICATES.columns)]
+    pairs = tables.read_csv(path, DUPLICATES.columns)[list(DUPLICATES.columns)]
     if pairs.isna().any(axis=None):
         print(f'{pairs.isna().any(axis=1).sum()} known pairs of duplicates lack a name')
     return pairs.dropna()
@@ -132,56 +205,76 @@ def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
             thread_map(write, missing, max_workers=8, unit=' images', disable=None)
 
 
-def _choose_competition(data: Path) -> Layout:
-    there = [k for k in LAYOUTS.values() if k.test and (data / k.labels.names[0]).exists()]
-    if len(there) > 1:
-        raise Stop(
-            f'{data} holds two competitions: move {data / "train.csv"} and its images to '
-            f'{data / "external" / "isic2020"}, where they are additional training images'
-        )
-    return there[0] if there else LAYOUTS[tables.COMPETITION]
-
-
-def _read_labelled(folder: Path, layout: Layout) -> pd.DataFrame:
+def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     """The labelled rows of a set, sorted by name, in the columns of folds.csv. Raises: Stop."""
+    layout, path = archive.layout, _locate(archive.layout.labels, archive.tables)
     try:
-        rows = _read(folder, layout.labels, only=layout.leaks)
+        rows = _read(archive, layout.labels, labels.target, only=layout.leaks)
+        for column, values in layout.kept.items():
+            if column in rows and (is_kept := rows[column].isin(values)).any():
+                rows = rows[is_kept]
+                n, words = (~is_kept).sum(), ' or '.join(values)
+                print(f'{path}: {n} rows whose {column} is not {words} are left out')
         if layout.classes:
             is_class = rows[[c for c in layout.classes if c in rows]].astype(float) == 1
             rows['diagnosis'] = is_class.idxmax(axis=1).where(is_class.any(axis=1), layout.no_class)
-        if layout.metadata:
+        if layout.metadata and (
+            _locate(layout.metadata, archive.tables) or not layout.metadata.optional
+        ):
             columns = list(layout.metadata.columns)
-            metadata = _read(folder, layout.metadata)[columns]
+            metadata = _read(archive, layout.metadata)[columns]
             rows = rows.merge(metadata, on=columns[0], how='left')  # twice is refused later
     except ValueError as e:
-        raise Stop(f'a table of {layout.source} does not hold what its layout says: {e}') from e
-    rows = _rename(rows).assign(split='train', source=layout.source)
+        raise Stop(f'a table of {archive.source} does not hold what its layout says: {e}') from e
+    for column, of_columns in layout.first.items():
+        rows[column] = rows.reindex(columns=of_columns).bfill(axis=1).iloc[:, 0].str.lower()
+    rows = tables.use_names(rows, path)
     if layout.malignant:
-        rows['target'] = rows.diagnosis.isin(layout.malignant).astype(int)
-    return rows.sort_values('image_name')
+        rows['target'] = rows[layout.judged].isin(layout.malignant).astype(int).astype('str')
+    rows = tables.parse_target(rows, path, labels)
+    return _of_archive(rows, archive, 'train').sort_values('image_name')
 
 
-def _read_test(data: Path, own: Layout) -> pd.DataFrame:
-    """The test rows, perhaps none, in the order of sample_submission.csv. Raises: Stop."""
-    columns = [c for c in own.labels.columns if c != 'target']
-    test = _read(data, Table([own.test], columns), may_be_empty=True, only=own.leaks)
-    order = _read(data, SAMPLE, may_be_empty=True).image_name
-    if not order.is_unique or set(order) != set(test.image_name):
-        raise Stop(f'{data}/sample_submission.csv and {data}/{own.test} name different images')
-    test = test.set_index('image_name').loc[order].reset_index()
-    return _rename(test).assign(split='test', source=own.source)
+def _read_test(own: Archive) -> pd.DataFrame:
+    """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
+    layout = own.layout
+    path, sample = (_locate(Table(t, []), own.tables) for t in (layout.test, SAMPLE.names))
+    if path is None:
+        print('there are no test images, so there is nothing to predict')
+        return pd.DataFrame()
+    columns = [c for c in layout.labels.columns if layout.leaks and c != 'target']
+    test = _read(
+        own, Table(layout.test, columns or ['image_name']), only=layout.leaks, may_be_empty=True
+    )
+    if sample:
+        order = _read(own, SAMPLE, may_be_empty=True).image_name
+        if not order.is_unique or set(order) != set(test.image_name):
+            raise Stop(f'{sample} and {path} name different images')
+        test = test.set_index('image_name').loc[order].reset_index()
+    test = tables.use_names(test, path).drop(columns=['fold', 'target'], errors='ignore')
+    return _of_archive(test, own, 'test')
 
 
-def _read(folder: Path, table: Table, **options: bool) -> pd.DataFrame:
-    paths = [folder / name for name in table.names]
-    path = next((path for path in paths if path.exists()), paths[0])
-    return tables.read_csv(path, table.columns, **options)
+def _read(
+    archive: Archive, table: Table, target: str | None = None, **options: bool
+) -> pd.DataFrame:
+    """A table by its own names if it has them, else by those of folds.csv. Raises: Stop."""
+    path = _locate(table, archive.tables) or archive.folder / table.names[0]
+    rows = tables.read_csv(path, table.columns if options.get('only') else (), **options)
+    if target is not None or not set(table.columns) <= set(rows):
+        rows = tables.use_names(rows, path, target)
+    tables.check_columns(rows, path, table.columns)
+    return rows
 
 
-def _rename(rows: pd.DataFrame) -> pd.DataFrame:
-    # of two columns of one meaning, that which has folds.csv's name is taken, else the first
-    first = {NAMES[c]: c for c in reversed(rows.columns) if c in NAMES}
-    return rows.rename(columns={old: new for new, old in first.items() if new not in rows})
+def _of_archive(rows: pd.DataFrame, archive: Archive, split: str) -> pd.DataFrame:
+    """`rows` with what tells where they are from. A name may be a path below the set's folder."""
+    leads_out = rows.image_name.str.contains(r'(?:^|/)\.*(?:/|$)|\\', na=True)
+    expected = 'a name, or a path below the folder of the set'
+    tables.refuse(rows[leads_out], f'{{image_name!r}} is no image_name; expected {expected}')
+    name = rows.image_name.str.split('/').str[-1]
+    known = {'split': split, 'source': archive.source, 'folder': archive.folder}
+    return rows.assign(file=rows.image_name, image_name=name, **known)
 
 
 def _leave_out(table: pd.DataFrame, data: Path) -> pd.DataFrame:
@@ -197,27 +290,29 @@ def _leave_out(table: pd.DataFrame, data: Path) -> pd.DataFrame:
     return table[~is_out]
 
 
-def _find(rows: pd.DataFrame, folder: Path, home: Path) -> pd.Series:
+def _find(rows: pd.DataFrame, archive: Archive, home: Path) -> pd.Series:
     """The paths of the images of `rows`, all of one source and split. Raises: Stop."""
-    source, split = rows.source.iloc[0], rows.split.iloc[0]
-    folders = [folder / name.format(split=split) for name in LAYOUTS[source].images]
-    packed = folder / f'{split}-image.hdf5'
-    if packed.exists() and not any(f.is_dir() for f in folders):
-        folders = [home / 'unpacked' / f'{split}-image']
-        unpack(packed, list(rows.image_name), folders[0])
-    files = [p for f in folders if f.is_dir() for p in f.iterdir() if p.suffix.lower() in SUFFIXES]
-    there = pd.Series([p.as_posix() for p in files], [tables.plain_name(p.name) for p in files])
-    there = there[there.index.isin(rows.image_name)].sort_values()
+    source, split = archive.source, rows.split.iloc[0]
+    images, packed = archive.images, archive.tables.get(f'{split}-image.hdf5')
+    if packed and not {tables.plain_name(path.name) for path in images} & set(rows.image_name):
+        unpack(packed, list(rows.image_name), folder := home / 'unpacked' / f'{split}-image')
+        images = list(folder.glob('*.jpg'))
+    named = [(tables.plain_name(path.name), path.as_posix()) for path in images]
+    if rows.file.str.contains('/').any():  # parts of the path below the folder, too
+        below = [(path.relative_to(archive.folder).as_posix(), path) for path in archive.images]
+        named += [(tables.plain_name(name), p.as_posix()) for name, p in below if '/' in name]
+    there = pd.DataFrame(named, columns=['file', 'path']).set_index('file').path
+    there = there[there.index.isin(rows.file)].sort_values()
     if twice := list(there.index[there.index.duplicated()]):
         raise Stop(
             f'{len(twice)} images of {source} are several files, and only one can be meant, such '
             f'as {" and ".join(there[[twice[0]]])}; move the others away'
         )
-    paths = rows.image_name.map(there)
-    if missing := list(rows.image_name[paths.isna()]):
+    paths = rows.file.map(there)
+    if missing := list(rows.file[paths.isna()]):
         first = ', '.join(missing[:3]) + ' ...' * (len(missing) > 3)
         counts = f'{len(missing)} of {len(rows)} {split} images of {source}'
-        raise Stop(f'{counts} are not in {" or ".join(map(str, folders))}: {first}')
+        raise Stop(f'{counts} are not below {archive.folder}: {first}')
     return paths
 
 

@@ -53,6 +53,11 @@ def check_one_of(choices: Sequence[str | None], **flags: str | None) -> None:
             raise Stop(f'--{name} is one of {", ".join(filter(None, choices))}, not {value}')
 
 
+def split(text: str | None) -> list[str]:
+    """The words of a flag with commas between."""
+    return [word.strip() for word in text.split(',')] if text else []
+
+
 def command(script: str, flags: dict[str, Any], defaults: dict[str, Any]) -> str:
     """The command that calls `script` with those of `flags` that differ from `defaults`."""
     words = ['python', script]

@@ -18,7 +18,8 @@ from lib.cli import Stop
 from lib.files import atomic
 from lib.layouts import SUFFIXES
 
-FORMATS = ('JPEG', 'PNG')  # whatever the suffix says: Pillow would start a program for an EPS
+# whatever the suffix says: Pillow would start a program for an EPS
+FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of metadata; editors write more than Pillow's 1 MB
 
 
@@ -69,7 +70,7 @@ def list_images(folder: Path) -> pd.DataFrame:
         names = [n for n in names if not any(part.startswith('.') for part in n.parts)]
     names = [n for n in names if n.suffix.lower() in SUFFIXES and (base / n).is_file()]
     if not names:
-        raise Stop(f'there is no JPEG or PNG image in {folder}')
+        raise Stop(f'there is no image in {folder}')
     paths = [str(base / name) for name in names]
     names = [name.as_posix() for name in names]
     return pd.DataFrame({'image_name': names, 'path': paths, 'source': 'images'})

@@ -38,16 +38,26 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
 
 
 def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
-    """Print which ids in `table` (patient_id) differ by case or a .0 alone, and which `group` (n,)
-    has over a tenth of all images, as no real patient has."""
+    """Print what may part the images of one patient or join those of several: images of `table`
+    (patient_id, lesion_id) without either; lesions of several patients; ids that differ by case or
+    a .0 alone; and a `group` (n,) of over a tenth of all images, as no real patient has."""
+    known = table.reindex(columns=['patient_id', 'lesion_id'])
+    if n := known.isna().all(axis=1).sum():
+        what = f'{n} of {len(table)} images have no patient or lesion'
+        print(f'{what}: those of one patient may be in several folds')
+    n_patients = known.groupby('lesion_id').patient_id.nunique()
+    if len(several := n_patients[n_patients > 1]):
+        what = f'{len(several)} lesions are of several patients, such as {several.index[0]}'
+        print(f'warning: {what}; those patients are one group')
     ids = table.get('patient_id', group).dropna().drop_duplicates()
     alike = ids.groupby(ids.str.lower().str.removesuffix('.0')).agg(list)
     if len(alike := alike[alike.str.len() > 1]):
         what = f'{len(alike)} patients differ from another by case or by .0 alone, such as'
         print(f'warning: {what} {" and ".join(alike.iloc[0])}; they are taken as different people')
     sizes = group.value_counts()
-    for name, n in sizes[sizes > len(group) / 10].items():
-        print(f'warning: the group {name} has {n} of {len(group)} images; is it one patient?')
+    if len(large := sizes[(sizes > len(group) / 10) & (sizes > 1)]):
+        what = f'{large.index[0]} has {large.iloc[0]} of {len(group)} images; is it one patient?'
+        print(f'warning: {len(large)} groups have over a tenth of all images: {what}')
 
 
 def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
@@ -120,11 +130,9 @@ def report_leaks(
     if len(sizes) < 2:
         raise Stop(f'{path}: {fold_column} has {len(sizes)} folds; no model leaves any rows out')
     ids = table[[c for c in ('group', 'patient_id', 'lesion_id') if c in table]]
-    if unknown := (used & ids.isna().all(axis=1)).sum():
-        print(f'{unknown} rows have no {unit}: whether those images share a patient is not seen')
-    if unknown == used.sum():
-        raise Stop(f'{path}: so no leak can be seen')
-    warn_of_groups(table, group[used])
+    if ids[used].isna().all(axis=None):
+        raise Stop(f'{path}: no row has a {unit}, so no leak can be seen')
+    warn_of_groups(table[used].assign(patient_id=ids[used].bfill(axis=1).iloc[:, 0]), group[used])
     leaking, n = find_leaks(group, fold), group[used].nunique()
     print(f'{len(leaking)} of {n} groups (by {unit}) are in more than one of {len(sizes)} folds')
     parted = []

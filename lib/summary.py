@@ -61,7 +61,7 @@ def report_trained(run: Run, table: pd.DataFrame) -> None:
 
 def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> pd.DataFrame:
     """The rows of the predictions `pred` in `oof` (target, group, source, fold, and of what the
-    subgroups are: sex, age_approx in years, anatom_site), as the module says.
+    subgroups are: sex, age_approx in years, anatom_site, skin_tone), as the module says.
 
     The main rows begin with the competition's own measure. `RANKED` is the AUC after ranking within
     each fold, `SOURCE_ALONE` that of a source's rate of malignant images as the score: what telling
@@ -105,8 +105,8 @@ def _label(rows: pd.DataFrame, kind: str, label: str | None = None) -> pd.DataFr
 
 def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of each sex, age band, site and source, with names like 'sex: male'."""
-    kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'source'])
-    kinds = kinds.set_axis(['sex', 'age', 'site', 'source'], axis=1)
+    kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'skin_tone', 'source'])
+    kinds = kinds.set_axis(['sex', 'age', 'site', 'skin tone', 'source'], axis=1)
     kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
     if oof.source.nunique() < 2:
         del kinds['source']

@@ -11,18 +11,22 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from lib import splits
+from lib import layouts, splits
 from lib.cli import Stop
-from lib.layouts import DIAGNOSES, NOBODY, SEXES, SITES, SUFFIXES, UNKNOWN
 
 COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
-    'age_approx', 'anatom_site', 'width', 'height', 'fold',
+    'age_approx', 'anatom_site', 'skin_tone', 'width', 'height', 'fold',
 ]  # fmt: skip
 IDS = ['patient_id', 'lesion_id', 'group']
-IMAGES = ['image_name', 'image', 'image_id', 'image_name_1', 'image_name_2']  # names of images
+IMAGES = [
+    'image_name',
+    *layouts.NAMES['image_name'],
+    'image_name_1',
+    'image_name_2',
+]  # names of images
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
-COMPETITION, ISIC2024 = 'competition', 'isic2024'  # the sources of their own images
+COMPETITION, ISIC2024, OWN = 'competition', 'isic2024', 'own'  # the sources of their own images
 
 
 class Competition(NamedTuple):
@@ -38,6 +42,7 @@ COMPETITIONS = {
     c.source: c
     for c in (
         Competition(COMPETITION, 'image_name', 'auc', ()),
+        Competition(OWN, 'image_name', 'auc', ()),
         Competition(
             ISIC2024, 'isic_id', 'pauc_80',
             ('melanoma', 'basal cell carcinoma', 'squamous cell carcinoma'),
@@ -89,29 +94,96 @@ def read_csv(
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
     if 'image_name' not in table:
         table = table.rename(columns=names)
-    if missing := [c for c in columns if c not in table.columns]:
-        there = ', '.join(c if c.isprintable() else repr(c) for c in table)
-        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
+    check_columns(table, path, columns)
     if table.empty and not may_be_empty:
         raise Stop(f'{path} has a header and no rows')
     return table.apply(lambda cells: _clean(cells, path))
 
 
+def check_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
+    """Raises: Stop where `table`, of the file `path`, lacks one of `columns`."""
+    if missing := [c for c in columns if c not in table.columns]:
+        there = ', '.join(c if c.isprintable() else repr(c) for c in table)
+        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
+
+
+def use_names(table: pd.DataFrame, path: Path, target: str | None = None) -> pd.DataFrame:
+    """`table` with the names of folds.csv for columns that others call otherwise, as NAMES says.
+
+    `target` names the column of the target, whatever others could be it. Raises: Stop where the
+    file `path` lacks it, or where two columns of one meaning hold different values.
+    """
+    if target is not None:
+        check_columns(table, path, [target])
+        others = [c for c in table if c.lower() in ('target', *layouts.NAMES['target'])]
+        table = table.drop(columns=others).assign(target=table[target])
+    words = {word: name for name, others in layouts.NAMES.items() for word in (name, *others)}
+    for column in table.columns:
+        name = words.get(column.lower().replace(' ', '_'), column)
+        if name in table and name != column:
+            both = table[[name, column]].dropna()
+            if (both[name] != both[column]).any():
+                raise Stop(f'{path}: {name} and {column} mean the same and differ; drop one')
+        elif name != column:
+            table = table.rename(columns={column: name})
+    return table
+
+
+class Labels(NamedTuple):
+    """How the target of one's own images is told."""
+
+    target: str | None = None  # its column
+    positive: Sequence[str] = ()  # the values that are a target of 1, or () where they are numbers
+    negative: Sequence[str] = ()  # those that are 0; () takes the plainly benign words
+
+
+LABELS = Labels()
+
+
+def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.DataFrame:
+    """The rows of the file `path` with a target of '0' or '1'; those without a label are left out,
+    and a line counts them. Where words are labels, a line says of each what it is taken for.
+
+    Raises: Stop where there is no column target, or where it is not clear what a value means.
+    """
+    if 'target' not in rows:
+        raise Stop(f'{path} lacks the column target; another one is named by --target COLUMN')
+    text = rows.target.str.lower()
+    sides = {'1': '1', '1.0': '1', 'true': '1', '0': '0', '0.0': '0', 'false': '0'}
+    if labels.positive:
+        negative = [word.lower() for word in labels.negative or layouts.BENIGN]
+        sides = dict.fromkeys(negative, '0') | {w.lower(): '1' for w in labels.positive}
+        counts = text.value_counts()
+        if unclear := [word for word in counts.index if word not in sides and not labels.negative]:
+            raise Stop(
+                f'{path}: is the target of {", ".join(unclear)} 0? If so name all such values by '
+                '--negative; those that are named nowhere are left out then'
+            )
+        for word, n in counts.items():
+            print(f'{path}: {n} images of target {sides.get(word, "none, left out")}: {word}')
+    elif len(wrong := rows[text.notna() & ~text.isin(sides)]):
+        refuse(wrong, 'the target of {image_name} is {target!r}; expected 0 or 1, or --positive')
+    target = text.map(sides)
+    if n := target.isna().sum():
+        print(f'{path}: {n} images have no target and are left out')
+    return rows.assign(target=target)[target.notna()]
+
+
 def plain_name(name: str) -> str:
     """An image's name as all tables here have it: in Unicode's NFC, less a suffix such as .jpg."""
-    end = '|'.join(map(re.escape, SUFFIXES))
+    end = '|'.join(map(re.escape, layouts.SUFFIXES))
     return unicodedata.normalize('NFC', re.sub(f'(?i:{end})$', '', name))
 
 
 def _clean(cells: pd.Series, path: Path) -> pd.Series:
     """A column of text in the file `path`, as `read_csv` promises it."""
     cells = cells.str.strip().where(lambda text: text != '')
-    if cells.name in IMAGES:
+    if (name := cells.name.lower()) in IMAGES:
         return cells.map(plain_name, na_action='ignore')
-    if cells.name not in IDS:
-        return cells.where(~cells.str.lower().isin(UNKNOWN) | (cells == 'unknown'))
-    is_nobody = cells.str.lower().isin(NOBODY) & cells.duplicated(keep=False)
-    if cells.name == 'group' or not is_nobody.any():  # a group may be a number, and so 0
+    if name not in IDS:
+        return cells.where(~cells.str.lower().isin(layouts.UNKNOWN) | (cells == 'unknown'))
+    is_nobody = cells.str.lower().isin(layouts.NOBODY) & cells.duplicated(keep=False)
+    if name == 'group' or not is_nobody.any():  # a group may be a number, and so 0
         return cells
     words = ', '.join(map(repr, sorted(cells[is_nobody].unique())))
     print(f'{path}: {cells.name} {words} is taken as not known, in {is_nobody.sum()} rows')
@@ -217,9 +289,12 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     if not labelled.any():
         raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
-    table['diagnosis'] = table.diagnosis.map(lambda d: DIAGNOSES.get(str(d).lower(), d))
-    table['anatom_site'] = table.anatom_site.map(lambda s: SITES.get(s, s))
-    sex = table.sex.map(lambda word: SEXES.get(word.lower(), word.lower()), na_action='ignore')
+    table['diagnosis'] = table.diagnosis.map(lambda d: layouts.DIAGNOSES.get(str(d).lower(), d))
+    table['anatom_site'] = table.anatom_site.map(lambda s: layouts.SITES.get(s, s))
+    table['skin_tone'] = table.skin_tone.astype('str').str.removesuffix('.0')
+    sex = table.sex.map(
+        lambda word: layouts.SEXES.get(word.lower(), word.lower()), na_action='ignore'
+    )
     parsed = {'sex': sex.where(sex.isin(['male', 'female']))}
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
         text = table[column].map(lambda cell: str(cell).rstrip('+'), na_action='ignore')  # 85+

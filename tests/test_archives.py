@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from lib import archives
+from lib import archives, splits, tables
 from lib.cli import Stop
 
 
@@ -159,8 +159,7 @@ def test_ham10000_as_a_tab_file_is_named_with_what_to_do(data):
     path = data / 'external' / 'ham10000' / 'HAM10000_metadata.csv'
     table = pd.read_csv(path, dtype=str)
     path.unlink()
-    with pytest.raises(Stop, match=r'HAM10000_metadata\.csv is missing'):
-        archives.read_all(data, ['ham10000'])
+    assert 'ham10000' not in archives.choose_external(None, data / 'external')
     table.to_csv(path.with_suffix('.tab'), sep='\t', index=False)
     with pytest.raises(Stop, match=r'\.tab is separated by tabs; save it as CSV'):
         archives.read_all(data, ['ham10000'])
@@ -188,7 +187,7 @@ def test_what_exclude_txt_names_is_left_out_before_its_image_is_looked_at(data, 
 
 def test_an_image_that_is_not_there_is_named_with_its_set(data):
     (data / 'external' / 'isic2019' / 'ISIC_2019_Training_Input' / 'ISIC_5.jpg').unlink()
-    says = '1 of 2 train images of isic2019 are not in .*ISIC_2019_Training_Input: ISIC_5$'
+    says = '1 of 2 train images of isic2019 are not below .*isic2019: ISIC_5$'
     with pytest.raises(Stop, match=says):
         archives.read_all(data, ['isic2019'])
 
@@ -198,12 +197,12 @@ def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(dat
     out = ok(*command)  # all that are there
     assert 'isic2019: 1 images dropped' in out and 'ham10000: 2 images dropped' in out
     assert 'isic2019' not in script(*command, '--external', 'none').stdout
-    for external, says in (('isic2016', 'knows isic2019'), ('isic2017,isic2018', 'as ham10000')):
-        done = script(*command, '--external', external)
-        assert done.returncode == 1 and says in done.stderr
     (data / 'external' / 'ham10000').rename(data / 'external' / 'other')
-    done = script(*command, '--external', 'ham10000')
-    assert done.returncode == 1 and 'there is no' in done.stderr
+    for external in ('isic2016', 'isic2017,ham10000'):
+        done = script(*command, '--external', external)
+        assert done.returncode == 1
+        assert 'has no such set; those that are read: isic2017, isic2019, other' in done.stderr
+    assert ok(*command, '--external', 'other,isic2019').count('   ham10000 ') == 2
 
 
 @pytest.mark.parametrize('make', [Path.touch, os.mkfifo])  # to open a pipe would wait for ever
@@ -247,7 +246,10 @@ def test_a_folder_under_external_that_is_not_read_is_named(data, capsys):
     (data / 'external' / '.cache').mkdir()
     found = archives.choose_external(None, data / 'external')
     assert found == ['isic2019', 'isic2017', 'ham10000']
-    assert 'external: not read: isic-2019; known are isic2019, ' in capsys.readouterr().out
+    assert (
+        'external: not read: isic-2019; no table there is of a known layout'
+        in capsys.readouterr().out
+    )
 
 
 def test_a_pair_of_duplicates_without_a_name_is_counted_and_left_out(data, capsys):
@@ -255,3 +257,156 @@ def test_a_pair_of_duplicates_without_a_name_is_counted_and_left_out(data, capsy
     csv(data / 'ISIC_2020_Training_Duplicates.csv', f'{head}\nISIC_1.jpg,ISIC_2\nISIC_3,\n')
     assert archives.read_duplicates(data).values.tolist() == [['ISIC_1', 'ISIC_2']]
     assert '1 known pairs of duplicates lack a name' in capsys.readouterr().out
+
+
+# One's own table, and the archives as they come
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """Six images of three colours of one's own in two folders, and a table of two columns."""
+    for i in range(6):
+        image(tmp_path / 'photos' / f'{i // 3}' / f'L{i}.png')
+    csv(
+        tmp_path / 'train.csv', 'image_name,target\n' + ''.join(f'L{i},{i % 2}\n' for i in range(6))
+    )
+    return tmp_path
+
+
+def test_a_name_and_a_label_are_enough(own, ok):
+    said = ok('folds.py', '--data', own, '--home', own, '--n_folds', 2)
+    assert '6 of 6 images have no patient or lesion: those of one patient may be in' in said
+    assert 'no test images' in said and '6 labelled images, 0 to predict' in said
+    table = tables.read_labelled(own / 'folds.csv')
+    assert table.source.unique().tolist() == ['own'] and table.target.tolist() == [0, 1] * 3
+    assert all(Path(path).is_file() for path in table.path)
+    for made in ('cache/64/own/L1.jpg', 'runs/a/fold0/L2.png', 'report/L3.png'):
+        image(own / made)  # HOME in DATA: what was made is no image of the data
+    ok('folds.py', '--data', own, '--home', own, '--n_folds', 2)
+
+
+def test_a_clinics_table_is_read_by_the_words_of_the_field(own, capsys):
+    (own / 'photos' / '0' / 'L0.png').rename(own / 'photos' / 'L0.PNG')
+    rows = ['Image,Dx,Gender,Age,Location,Fitzpatrick,Patient']
+    words = ['melanoma', 'Nevus', 'nevus', 'Melanoma in situ', '', 'BCC']
+    rows += [f'photos/L{i}.jpg,{w},F,85+,back,3.0,P{i}' for i, w in enumerate(words)]
+    csv(own / 'train.csv', '\n'.join(rows).replace('photos/L', 'L').replace('L0', 'photos/L0'))
+    labels = tables.Labels('Dx', ['melanoma', 'melanoma in situ'])
+    with pytest.raises(Stop, match='is the target of bcc 0'):
+        archives.read_all(own, [], labels=labels)
+    labels = labels._replace(negative=['nevus', 'bcc'])
+    capsys.readouterr()
+    table, _ = archives.read_all(own, [], labels=labels)
+    said = capsys.readouterr().out
+    for line in ('2 images of target 0: nevus', '1 images of target 1: melanoma in situ'):
+        assert line in said
+    assert '1 images have no target and are left out' in said
+    assert table.image_name.tolist() == ['L0', 'L1', 'L2', 'L3', 'L5']
+    assert table.target.tolist() == [1, 0, 0, 1, 0]
+    assert table.path[0] == (own / 'photos' / 'L0.PNG').as_posix()
+    one = table.iloc[0]
+    assert (one.sex, one.age_approx, one.anatom_site, one.skin_tone) == ('female', 85, 'torso', '3')
+    assert one.patient_id == 'P0' and one.diagnosis == 'melanoma'
+    left_out = archives.read_all(own, [], labels=labels._replace(negative=['nevus']))[0]
+    assert left_out.image_name.tolist() == ['L0', 'L1', 'L2', 'L3']
+
+
+@pytest.mark.parametrize(
+    ('text', 'says'),
+    [
+        ('image_name,label\nL0,1\n', 'lacks the column target; another one is named by --target'),
+        ('image_name,target\nL0,yes\n', "the target of L0 is 'yes'; expected 0 or 1, or --pos"),
+        ('image_name,target,age,age_approx\nL0,1,50,51\n', 'age_approx and age mean the same and'),
+        ('target\n1\n', 'lacks the column image_name'),
+        ('image_name,target\nL1,0\n1/L0,1\n', 'not below .*: 1/L0'),
+        ('image_name,target,fold\nL0,1,0\nL1,0,\n', 'the fold of L1 is nan; expected 0, 1'),
+    ],
+)
+def test_an_own_table_that_is_not_clear_is_refused(text, says, own, refusal):
+    csv(own / 'train.csv', text)
+    said = refusal('folds.py', '--data', own, '--home', own, '--n_folds', 2)
+    assert re.search(says, said), said
+
+
+def test_a_column_fold_is_used_as_it_is_after_the_leak_check(own, ok, refusal):
+    rows = pd.read_csv(own / 'train.csv').assign(fold=[2, 2, 0, 0, 1, 1], patient_id=[*'aabbcc'])
+    rows.to_csv(own / 'train.csv', index=False)
+    ok('folds.py', '--data', own, '--home', own)
+    assert pd.read_csv(own / 'folds.csv').fold.tolist() == [2, 2, 0, 0, 1, 1]
+    rows.assign(patient_id='a').to_csv(own / 'train.csv', index=False)
+    assert 'a is in folds 0, 1, 2' in refusal('folds.py', '--data', own, '--home', own)
+
+
+def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys):
+    folder = own / 'external' / 'hospital'
+    melanoma = 'Malignant melanocytic proliferations (Melanoma)'
+    lines = [
+        'isic_id,attribution,copyright_license,diagnosis_1,diagnosis_2,diagnosis_3,image_type,'
+        'anatom_site_1,patient_id',
+        f'ISIC_1,A,CC-0,Malignant,{melanoma},Melanoma Invasive,dermoscopic,Head and neck,IP_1',
+        'ISIC_2,A,CC-BY,Malignant,Collision - At least one malignant proliferation,,dermoscopic,,',
+        'ISIC_3,A,CC-BY,Malignant,Malignant epidermal proliferations,,dermoscopic,,',
+        'ISIC_4,A,CC-BY,Benign,,Nevus,dermoscopic,,',
+        'ISIC_5,A,CC-BY,Indeterminate,,,dermoscopic,,',
+        f'ISIC_6,A,CC-BY,Malignant,{melanoma},,clinical: close-up,,',
+    ]
+    csv(folder / 'metadata.csv', '\n'.join(lines))
+    for i in range(1, 7):
+        image(folder / 'images' / f'ISIC_{i}.jpg')
+    assert archives.choose_external(None, own / 'external') == ['hospital']
+    table = archives.read_all(own, ['hospital'])[0].query("source == 'hospital'")
+    assert table.image_name.tolist() == ['ISIC_1', 'ISIC_2', 'ISIC_3', 'ISIC_4']
+    assert table.target.tolist() == [1, 1, 0, 0]
+    assert table.diagnosis.iloc[[0, 3]].tolist() == ['melanoma invasive', 'nevus']
+    assert table.anatom_site.iloc[0] == 'head/neck' and table.patient_id.iloc[0] == 'IP_1'
+    said = capsys.readouterr().out
+    assert '1 rows whose diagnosis_1 is not Benign or Malignant are left out' in said
+    assert '1 rows whose image_type is not dermoscopic are left out' in said
+
+
+def test_the_challenge_pages_and_kaggles_copies_are_told_by_their_tables(data, tmp_path):
+    """ISIC 2018 by its own tables, HAM10000 a folder deeper, a resized copy with a train.csv."""
+    plain = archives.read_all(data, ['ham10000'])[0]
+    folder = data / 'external' / 'ham10000'
+    deeper = folder / 'HAM10000_images_part_1' / 'HAM10000_images_part_1'
+    deeper.mkdir()
+    (folder / 'HAM10000_images_part_1' / 'ISIC_5.jpg').rename(deeper / 'ISIC_5.jpg')
+    moved = folder.rename(data / 'external' / 'dataverse')
+    again = archives.read_all(data, ['dataverse'])[0]
+    pd.testing.assert_frame_equal(again.drop(columns='path'), plain.drop(columns='path'))
+    (moved / 'HAM10000_metadata.csv').unlink()
+    csv(moved / 'ISIC2018_Task3_Training_GroundTruth.csv',
+        'image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\nISIC_5,0,0,1,0,0,0,0\nISIC_4,1,0,0,0,0,0,0\n'
+        'ISIC_7,0,0,1,0,0,0,0\n')  # fmt: skip
+    lesions = 'image,lesion_id\nISIC_5,HAM_1\nISIC_4,HAM_4\nISIC_7,HAM_1\n'
+    csv(moved / 'ISIC2018_Task3_Training_LesionGroupings.csv', lesions)
+    columns = ['image_name', 'source', 'target', 'diagnosis', 'lesion_id']
+    again = archives.read_all(data, ['dataverse'])[0]
+    pd.testing.assert_frame_equal(again[columns], plain[columns])
+    train = pd.read_csv(data / 'train.csv').assign(image_name=['ISIC_12', 'ISIC_11', 'ISIC_13'])
+    copy = data / 'external' / 'jpeg-isic2019-512x512'
+    for name in train.image_name:
+        image(copy / 'train' / f'{name}.jpg')
+    train.assign(patient_id=-1, tfrecord=0).to_csv(copy / 'train.csv', index=False)
+    rows = archives.read_all(data, [copy.name])[0].query(f"source == '{copy.name}'")
+    assert len(rows) == 3 and rows.patient_id.isna().all()
+    csv(copy / 'ISIC_2019_Training_GroundTruth.csv', 'image,MEL,NV\nISIC_12,1,0\n')
+    with pytest.raises(Stop, match='holds several sets'):
+        archives.read_all(data, [copy.name])
+
+
+def test_where_runs_exist_the_folds_are_kept_whatever_scikit_learn_would_do(
+    own, ok, refusal, monkeypatch
+):
+    this = ['folds.py', '--data', own, '--home', own]
+    ok(*this, '--n_folds', 2)
+    before = (own / 'folds.csv').read_bytes()
+    csv(own / 'runs' / 'a' / 'config.json', '{}')
+    monkeypatch.setattr(splits, 'assign_folds', lambda rows, n, seed: [0, 0, 0, 1, 1, 1])
+    assert 'are kept, since runs were trained on them' in ok(*this)
+    assert (own / 'folds.csv').read_bytes() == before
+    said = refusal(*this, '--n_folds', 2)
+    assert 'another --home' in said and 'without --n_folds and --seed the folds are kept' in said
+    csv(own / 'train.csv', (own / 'train.csv').read_text().replace('L5,1\n', ''))
+    assert 'would change' in refusal(*this)
+    assert (own / 'folds.csv').read_bytes() == before

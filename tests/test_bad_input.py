@@ -179,7 +179,7 @@ FLAGS = [
     ('1 or more', 'infer.py', '--home', 'HOME', '--batch_size', 0),
     ('may be auto, fp32', 'infer.py', '--home', 'HOME', '--precision', 'half'),
     ('--images needs --out', 'infer.py', '--home', 'HOME', '--images', 'x'),
-    ('no JPEG or PNG', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
+    ('there is no image in', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
     ('all of the file system', 'infer.py', '--home', 'HOME', '--images', '/', '--out', 'y.csv'),
     ('is a file; name a folder', 'infer.py', '--home', 'HOME', '--export', __file__),
     ('with weights from 0 up', 'blend.py', '--home', 'HOME', '--mix', 'twin = 1e308, b=1e308'),

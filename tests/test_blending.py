@@ -84,7 +84,7 @@ def test_runs_of_others_are_scored_on_what_all_have(tmp_path, labelled):
     assert runs.preds[:, 1].tolist() == [0.7, 0.2, 0.1]
     assert runs.rows.fold.tolist() == [0, 0, 1]
     assert runs.folds.tolist() == [[0, 4], [0, 4], [1, 3]]
-    with pytest.raises(Stop, match=r'no labelled image .* such as c in ours, p in other, a in'):
+    with pytest.raises(Stop, match=r'no labelled image .* such as c in ours, r in other, a in'):
         other = write(tmp_path / 'other', image_name=list('pqrs'))
         predictions.read_oofs(runs_of(ours, other), labelled)
 

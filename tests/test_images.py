@@ -184,7 +184,7 @@ def test_a_second_process_waits_for_the_cache_and_what_a_killed_one_left_is_gone
 
 
 def test_hidden_files_and_other_formats_are_passed_over(tmp_path):
-    names = ['b.JPG', 'a/c.png', '._b.jpg', '.hidden/d.jpg', 'e.tif', 'a/f.TIF', 'g.webp', 'notes']
+    names = ['b.JPG', 'a/c.png', '._b.jpg', '.hidden/d.jpg', 'e.dcm', 'a/f.GIF', 'notes']
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
@@ -193,7 +193,7 @@ def test_hidden_files_and_other_formats_are_passed_over(tmp_path):
     assert table.path.tolist() == [str(tmp_path / name) for name in table.image_name]
     assert images.list_images(tmp_path / 'a' / 'c.png').image_name.tolist() == ['c.png']
     (tmp_path / 'a' / 'c.png').unlink()
-    with pytest.raises(Stop, match='no JPEG or PNG image'):
+    with pytest.raises(Stop, match='there is no image in'):
         images.list_images(tmp_path / 'a')
 
 
@@ -230,3 +230,13 @@ def test_a_jpeg_that_lacks_its_end_marker_alone_is_read_and_any_other_cut_is_not
         path.write_bytes(whole[:-cut])
         with pytest.raises(OSError, match='truncated'):
             images.square(path, 64)
+
+
+@pytest.mark.parametrize('form', ['BMP', 'TIFF', 'WEBP', 'PNG'])
+def test_what_a_clinic_may_have_is_read_whatever_its_suffix_says(form, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    options = {'lossless': True} if form == 'WEBP' else {}
+    Image.fromarray(pixels).save(tmp_path / 'a.jpg', form, **options)
+    assert (np.asarray(images.square(tmp_path / 'a.jpg', 64)) == pixels).all()
+    (tmp_path / 'a.jpg').rename(tmp_path / f'a.{form.lower()}')
+    assert images.list_images(tmp_path).image_name.tolist() == [f'a.{form.lower()}']

@@ -186,9 +186,9 @@ def test_a_name_cannot_lead_out_of_the_folder(data, refusal):
 
 
 def test_two_competitions_in_one_folder_are_refused(data, refusal):
-    (data / 'train.csv').touch()
+    (data / 'train.csv').write_text('image_name,target\nISIC_1,0\n')
     said = refusal('folds.py', '--data', data, '--home', data / 'home')
-    assert 'two competitions' in said and str(data / 'external' / 'isic2020') in said
+    assert 'holds several sets' in said and 'train-metadata.csv' in said and '/train.csv' in said
 
 
 def test_older_sets_beside_it_count_the_cancers_that_it_counts(data, ok):

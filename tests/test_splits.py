@@ -89,12 +89,12 @@ def test_the_folds_columns_of_others_may_stand_in_the_input_and_are_checked_alon
 ):
     copy = shutil.copytree(demo, tmp_path / 'data')
     rows = pd.read_csv(copy / 'train.csv', dtype=str)
-    rows.assign(fold='x', kfold=range(len(rows))).to_csv(copy / 'train.csv', index=False)
+    rows.assign(kfold=range(len(rows))).to_csv(copy / 'train.csv', index=False)
     ok('folds.py', '--data', copy, '--home', tmp_path, '--n_folds', 3)
     (one, two), table = rows.image_name[:2], tmp_path / 'folds.csv'
     out = ok('folds.py', '--check', table, '--data', tmp_path / 'nowhere')
     assert '0 of ' in out and '60 of 72 rows' in out
-    assert 'x' not in set(pd.read_csv(table).fold)
+    assert set(pd.read_csv(table).fold.dropna()) == {0, 1, 2}
 
     leaky = script('folds.py', '--check', copy / 'train.csv', '--fold_column', 'kfold')
     assert leaky.returncode == 1 and 'leaks' in leaky.stderr
@@ -135,7 +135,7 @@ def test_where_no_labelled_image_changes_folds_csv_changes_and_else_not(
     ('folds', 'patients', 'status', 'says'),
     [
         ('aabb', 'ppqq', 0, '4 of 4 rows have a fold in fold: 2 in a, 2 in b'),
-        ('0011', 'pp q', 0, '1 rows have no patient_id'),
+        ('0011', 'pp q', 0, '1 of 4 images have no patient or lesion'),
         ('0011', '    ', 1, 'so no leak can be seen'),
         ('0000', 'ppqq', 1, 'fold has 1 folds'),
         ('    ', 'ppqq', 1, 'fold has 0 folds'),
@@ -162,5 +162,6 @@ def test_patients_that_differ_by_case_or_point_zero_and_large_groups_are_named(c
     assert '7 and 7.0' in said
     splits.warn_of_groups(table[4:], pd.Series([*'aab', *'cdefghijklmno', *'zzzz']))
     assert capsys.readouterr().out == (
-        'warning: the group z has 4 of 20 images; is it one patient?\n'
+        'warning: 1 groups have over a tenth of all images: '
+        'z has 4 of 20 images; is it one patient?\n'
     )
