@@ -63,6 +63,9 @@ def main(
     to = {name: os.path.relpath(os.path.realpath(name), folder) for name in names}
     table['path'] = [Path(to[os.path.dirname(p)], Path(p).name).as_posix() for p in table.path]
     write(table, home)
+    credits = table.groupby(['source', 'licence', 'attribution'], dropna=False).size()
+    if len(credits := credits.rename('images').reset_index().dropna(subset='licence')):
+        files.write_csv(home / 'attribution.csv', credits)  # for the card of infer.py --export
     print_folds(table[labelled])
     # The AUC of a model that sees no pixel, to compare every later score with
     print(shortcuts.measure(table[labelled])[1])

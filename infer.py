@@ -3,25 +3,24 @@
 python infer.py --n_tta 15        # 15 passes; the README's small run: AUC .901 [.888, .912]
 python infer.py --n_tta 0         # the plain pass alone: 16 times faster
 python infer.py --images DIR --out FILE.csv     # any other images, by all runs together
+python infer.py --images DIR --out FILE.csv --labels TABLE.csv     # and how good that is
 """
 
-import tempfile
 from pathlib import Path
 
 from lib import cli  # before fastai, whose import warns of what no user can change
 
 # isort: split
 import numpy as np
-import pandas as pd
 from fastai.vision.all import Learner, noop
 
 from lib import calibration, data, devices, files, locks, model, summary, tables
 from lib.augment import batch_tfms
 from lib.export import write_exports
+from lib.external import predict_and_score
 from lib.heat import check_runs, draw_run
-from lib.images import list_images
-from lib.parts import Part, Settings, cache_images, claim, join_table, keep, list_parts, pool, save
-from lib.runs import Run, choose_finished, find_runs
+from lib.parts import Part, Settings, claim, join_table, keep, list_parts, pool, save
+from lib.runs import choose_finished, find_runs
 from lib.tta import Passes, SeedBatch, check_finite
 
 
@@ -34,7 +33,11 @@ def main(
     seed: int = 0,  # of the random augmentation
     prior: float | None = None,  # rate of malignant images that prob is for; default: their own
     images: str | None = None,  # predict this folder of images, or this one image, instead
-    out: str | None = None,  # the new CSV of --images: image_name, pred, prob (of the plain pass)
+    out: str | None = None,  # the new CSV of --images: image_name, pred, prob
+    labels: str | None = None,  # a table of image_name and target of --images, to score them
+    target: str | None = None,  # the column of the target in --labels, where it is not `target`
+    positive: str | None = None,  # its values that are a target of 1, with commas, if it has words
+    negative: str | None = None,  # its values that are 0; by default benign, nevus, no and the like
     export: str | None = None,  # write each predicted run to this folder, for timm, with its card
     workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 8
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
@@ -48,6 +51,10 @@ def main(
     cli.check_within(0, 256, workers=workers)
     if (images is None) != (out is None) or sum(map(bool, (images, export, heat))) > 1:
         raise cli.Stop('--images needs --out; --images, --export and --heat exclude each other')
+    if labels and not images:
+        raise cli.Stop('--labels needs --images, whose labels they are')
+    if out:
+        files.check_new(Path(out))
     runs, settings = find_runs(Path(home), only), Settings(n_tta, seed, batch_size, precision)
     if export:
         return write_exports(Path(home), runs, Path(export), prior)
@@ -71,7 +78,9 @@ def main(
         return tuple(check_finite(pred, str(part)) for pred in preds)
 
     if images:
-        return predict_images(runs, Path(images), Path(out), prior, predict)
+        words = tables.Labels(target, cli.split(positive), cli.split(negative))
+        where = Path(images), Path(out)
+        return predict_and_score(runs, *where, n_tta, prior, predict, labels, words)
     if heat:
         check_runs(runs)
     table = tables.read_folds(Path(home, 'folds.csv'))
@@ -92,28 +101,6 @@ def main(
         summary.report_run(run, oof, ['pred_plain', 'pred'] if made.n_tta else ['pred_plain'])
         if heat:
             draw_run(run, oof, heat)
-
-
-def predict_images(runs: list[Run], folder: Path, out: Path, prior, predict) -> None:
-    """Write `out` for the images of `folder`: the mean of the runs, each the mean of its folds."""
-    files.check_new(out)
-    if not (runs := [run for run in runs if run.trained_folds]):
-        raise cli.Stop('no run has a trained fold yet; type the train.py command again')
-    table, of_runs = list_images(folder), []
-    for run in runs:
-        run.warn_of_code()
-        oof = run.read_oof(run.trained_folds)  # train.py's, of the plain pass
-        fitted = calibration.calibrate(oof.assign(pred=oof.pred_plain), prior)
-        print(f'{run} has {len(run.trained_folds)} trained folds; prob: {fitted.sentence}')
-        parts = [Part(run, k, 'other', table) for k in run.trained_folds]
-        with tempfile.TemporaryDirectory() as home:
-            parts = cache_images(parts, Path(home))
-            pred, plain = np.mean([predict(part) for part in parts], axis=0)
-        names = parts[0].readable.image_name
-        of_runs.append(pd.DataFrame({'pred': pred, 'prob': fitted.curve(plain)}, names))
-    means = sum(of_runs) / len(of_runs)
-    files.write_csv(out, means.reindex(table.image_name).reset_index())
-    print(f'{out}: {len(table)} images. This is no diagnosis')
 
 
 if __name__ == '__main__':

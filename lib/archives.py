@@ -111,9 +111,9 @@ def read_all(
     exclude.txt names. Images in HDF5 are unpacked under `home`.
 
     `labels`: how the targets of DATA are told. Returns: the table (COLUMNS less `group`, with
-    `lesion_id`, and `fold` where DATA has one; paths as `data` gives them), training rows sorted by
-    source and name, test rows last; and how many rows of each source were dropped because a source
-    before it has them. Raises: Stop.
+    `lesion_id`, `licence` and `attribution`; `fold` where DATA has one; paths as `data` gives
+    them), training rows sorted by source and name, test rows last; and how many rows of each source
+    were dropped because a source before it has them. Raises: Stop.
     """
     made = [home / name for name in ('cache', 'runs', 'report', 'unpacked')]
     own = open_archive(data, [data / 'external', *made], own=True)
@@ -129,7 +129,8 @@ def read_all(
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     table['id'] = table.image_name.str.removesuffix('_downsampled')
     table = _leave_out(table, data)
-    table = table.reindex(columns=[*tables.COLUMNS, 'lesion_id', 'id', 'file', 'folder'])
+    more = ['lesion_id', 'licence', 'attribution', 'id', 'file', 'folder']
+    table = table.reindex(columns=[*tables.COLUMNS, *more])
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
     table = tables.parse_columns(table.astype(dict.fromkeys(text, 'str')))
     # ISIC 2024 asks for other cancers too, which the older sets do not count

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,6 +29,7 @@ SOURCES = {  # what a source is called, its licence in the hub's words, and wher
     'ham10000': ('HAM10000', NON_COMMERCIAL, 'https://doi.org/10.7910/DVN/DBW86T'),
     'demo': ('images drawn by a program', 'mit', None),  # in folds.csv the competition's
 }
+LICENCES = {'CC-0': 'cc0-1.0', 'CC-BY': 'cc-by-4.0', 'CC-BY-NC': NON_COMMERCIAL}  # the archive's
 
 
 def write_exports(home: Path, runs: list[Run], out: Path, prior: float | None) -> None:
@@ -76,10 +78,11 @@ def save_fold(part: Part, folder: Path) -> None:
     path.chmod(path.with_name('config.json').stat().st_mode)  # others may read the weights too
 
 
-def choose_licence(sources: list[str]) -> str:
-    """The licence of weights trained on `sources`, in the hub's words: the strictest of theirs."""
-    licences = [SOURCES[source][1] if source in SOURCES else 'unknown' for source in sources]
-    return next((name for name in (NON_COMMERCIAL, 'unknown') if name in licences), 'mit')
+def choose_licence(licences: Sequence[str]) -> str:
+    """The licence of weights trained on images of `licences`, all in the hub's words: the strictest
+    of them."""
+    order = (NON_COMMERCIAL, 'unknown', 'cc-by-4.0')
+    return next((name for name in order if name in licences), 'mit')
 
 
 def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | None) -> str:
@@ -95,10 +98,19 @@ def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | 
     scores = {label: summary.summarize(oof, column) for label, column in passes.items()}
     plain, (floor, floor_sentence) = scores['plain pass'], shortcuts.measure(oof)
     fitted = calibration.calibrate(oof.assign(pred=oof.pred_plain), prior)
-    sources = describe_sources(oof)
-    licence = choose_licence(list(sources.index))
+    path = run.home / 'attribution.csv'
+    credits = pd.read_csv(path) if path.exists() else pd.DataFrame()
+    sources = describe_sources(oof, credits)
+    licence = choose_licence(sources.licence.tolist())
+    owners = credits.get('attribution', pd.Series(dtype=str)).dropna().unique()
     page = {'name': run.name, 'config': run.config, 'folds': [part.k for part in parts]}
-    page |= {'sources': sources, 'licence': licence, 'passes': list(passes), 'fitted': fitted}
+    page |= {
+        'sources': sources,
+        'owners': '; '.join(owners),
+        'licence': licence,
+        'passes': list(passes),
+        'fitted': fitted,
+    }
     page |= {'auc': summary.format_rows(plain[plain.label == summary.POOLED])[0]}
     page |= {'unit': summary.resampling_unit(oof), 'floor': floor_sentence}
     page |= {'has_sources': oof.source.nunique() > 1, 'few_note': summary.FEW_NOTE}
@@ -116,12 +128,17 @@ def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | 
     return environment.get_template('card.jinja').render(page) + '\n'
 
 
-def describe_sources(oof: pd.DataFrame) -> pd.DataFrame:
-    """What the models were trained on, as text, a line for each source."""
+def describe_sources(oof: pd.DataFrame, credits: pd.DataFrame) -> pd.DataFrame:
+    """What the models were trained on, as text, a line for each source. `credits`: attribution.csv,
+    of the sources whose tables name a licence of each image; perhaps empty."""
     of_image = oof.source.mask(oof.image_name.str.startswith(PREFIX), 'demo')
     columns = {'images': ('target', 'size'), 'malignant': ('target', 'sum')}
     counts = oof.groupby(of_image).agg(**columns, groups=('group', 'nunique'))
-    known = [SOURCES.get(source, (None, 'not known here', None)) for source in counts.index]
+    of_sources = dict(SOURCES)
+    for source, rows in credits.groupby('source') if len(credits) else ():
+        licences = [LICENCES.get(licence, 'unknown') for licence in rows.licence]
+        of_sources.setdefault(source, (source, choose_licence(licences), None))
+    known = [of_sources.get(source, (None, 'unknown', None)) for source in counts.index]
     names = [f'[{name}]({url})' if url else name or '' for name, _, url in known]
     table = counts.map(str).rename(columns={'groups': 'patients or lesions'})
     table.insert(0, 'images of', names)

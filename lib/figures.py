@@ -54,7 +54,9 @@ def draw_predictions(
         drawn.append(to_png('ROC curve', draw_roc, target, pred, band, note=note))
         drawn.append(to_png('Precision-recall curve', draw_precision_recall, target, pred))
     rows = rows[(rows.measure == 'auc') & (rows.kind.ne('main') | rows.label.eq(POOLED))]
-    size, title = (7, 0.9 + 0.27 * len(rows)), 'AUC by fold, source and subgroup'
+    has_folds = rows.kind.eq('fold').any()  # outside images have none
+    size, title = (7, 0.9 + 0.27 * len(rows)), 'AUC by fold and subgroup'
+    title = title if has_folds else 'AUC by subgroup'
     note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
     drawn.append(to_png(title, draw_forest, rows, size=size, note=note))
     if not bins.empty:

@@ -123,6 +123,7 @@ NAMES = {
     'age_approx': ['age', 'age_approximate'],
     'anatom_site': ['localization', 'location', 'region', 'anatom_site_general',
                     'anatom_site_general_challenge'],
+    'licence': ['copyright_license', 'license'],
     'skin_tone': ['fitspatrick', 'fitzpatrick', 'fitzpatrick_skin_type', 'skin_tone_class'],
 }  # fmt: skip
 # The archives abbreviate diagnoses; a diagnosis that is not listed keeps its name

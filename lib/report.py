@@ -65,11 +65,15 @@ def write(
     if len(names) > 1:
         pictures.append(figures.draw_correlations(names, correlations))
     page |= {'pictures': pictures, 'configs': read_configs(home, names, blend)}
+    files.write_text(path, render('report.html', page))
+    return path
+
+
+def render(template: str, page: dict[str, Any]) -> str:
+    """The HTML of a template of lib with the values of `page`, all of which are escaped."""
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, **style)
-    files.write_text(path, environment.get_template('report.html').render(page))
-    return path
+    return Environment(loader=loader, autoescape=True, **style).get_template(template).render(page)
 
 
 def sentence(text: str) -> str:
@@ -93,14 +97,15 @@ def describe_scores(oof: pd.DataFrame, scores: Scores) -> dict[str, Any]:
     return page | {'subgroups': summary.tabulate_subgroups(scores.rows)}
 
 
+def figure(label: str, row: pd.Series) -> tuple[str, str, str]:
+    """What a figure is, its value, and its interval and note, from value, low, high and note."""
+    interval = '' if np.isnan(row.low) else f'95\xa0% interval {row.low:.4f} to {row.high:.4f}'
+    value = 'none' if np.isnan(row.value) else f'{row.value:.4f}'
+    return label, value, '; '.join(filter(None, [interval, row.note]))
+
+
 def headline(oof: pd.DataFrame, scores: Scores) -> list[tuple[str, str, str]]:
     """The page's first figures: what each is, its value, and a note."""
-
-    def figure(label: str, row: pd.Series) -> tuple[str, str, str]:
-        interval = '' if np.isnan(row.low) else f'95\xa0% interval {row.low:.4f} to {row.high:.4f}'
-        value = 'none' if np.isnan(row.value) else f'{row.value:.4f}'
-        return label, value, '; '.join(filter(None, [interval, row.note]))
-
     first, rows = competition_of(oof).measure, scores.rows
     figures = []
     if first != 'auc':

@@ -74,30 +74,37 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
 
     def single(label: str, value: float) -> pd.DataFrame:
         row = pooled.loc[['auc']].assign(value=value, low=np.nan, high=np.nan)
-        return _label(row, 'main', label)
+        return label_rows(row, 'main', label)
 
     rest = [name for name in MEASURES if name not in ('auc', first)]
-    rows = [_label(pooled.loc[[first]], 'main')] if first != 'auc' else []
-    rows += [_label(pooled.loc[['auc']], 'main', POOLED)]
-    rows += [_label(score.measure(ranked, pred).loc[['auc']], 'main', RANKED)]
+    rows = [label_rows(pooled.loc[[first]], 'main')] if first != 'auc' else []
+    rows += [label_rows(pooled.loc[['auc']], 'main', POOLED)]
+    rows += [label_rows(score.measure(ranked, pred).loc[['auc']], 'main', RANKED)]
     if len(aucs) > 1:
         rows += [single(f'  mean over {len(aucs)} folds', np.mean(aucs))]
         rows += [single('  standard deviation over folds', np.std(aucs, ddof=1))]
     if oof.source.nunique() > 1:
         for source, of_source in oof.groupby('source'):
             measured = score.measure(of_source, pred).loc[['auc']]
-            rows += [_label(measured, 'main', f'  within {source}')]
+            rows += [label_rows(measured, 'main', f'  within {source}')]
         rates = oof.groupby('source').target.transform('mean')
         rows += [single(SOURCE_ALONE, score.auc(oof.target, rates))]
-    rows += [_label(pooled.loc[rest], 'main')]
-    rows += [_label(of_fold, 'fold', f'fold {k}') for k, of_fold in folds.items()]
-    for name, of_group in _subgroups(oof) if subgroups else ():
-        measured = score.measure(of_group, pred, least=MIN_CLASS).loc[OF_SUBGROUPS]
-        rows += [_label(measured, 'subgroup', name)]
+    rows += [label_rows(pooled.loc[rest], 'main')]
+    rows += [label_rows(of_fold, 'fold', f'fold {k}') for k, of_fold in folds.items()]
+    rows += [measure_subgroups(oof, pred)] if subgroups else []
     return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 
-def _label(rows: pd.DataFrame, kind: str, label: str | None = None) -> pd.DataFrame:
+def measure_subgroups(oof: pd.DataFrame, pred: str = 'pred') -> pd.DataFrame:
+    """The rows of the subgroups alone, perhaps none."""
+    rows = [pd.DataFrame(columns=COLUMNS)]
+    for name, of_group in _subgroups(oof):
+        measured = score.measure(of_group, pred, least=MIN_CLASS).loc[OF_SUBGROUPS]
+        rows += [label_rows(measured, 'subgroup', name)]
+    return pd.concat(rows[1:] or rows)
+
+
+def label_rows(rows: pd.DataFrame, kind: str, label: str | None = None) -> pd.DataFrame:
     """Rows of `score.measure` with kind, label (by default the measure's own) and measure."""
     labels = rows.index.map(MEASURES) if label is None else label
     return rows.assign(kind=kind, label=labels, measure=rows.index)

@@ -337,7 +337,7 @@ def test_a_column_fold_is_used_as_it_is_after_the_leak_check(own, ok, refusal):
     assert 'a is in folds 0, 1, 2' in refusal('folds.py', '--data', own, '--home', own)
 
 
-def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys):
+def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys, ok):
     folder = own / 'external' / 'hospital'
     melanoma = 'Malignant melanocytic proliferations (Melanoma)'
     lines = [
@@ -362,6 +362,12 @@ def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys):
     said = capsys.readouterr().out
     assert '1 rows whose diagnosis_1 is not Benign or Malignant are left out' in said
     assert '1 rows whose image_type is not dermoscopic are left out' in said
+    ok('folds.py', '--data', own, '--home', own, '--n_folds', 2)
+    credits = pd.read_csv(own / 'attribution.csv').sort_values('licence')
+    columns = ['source', 'licence', 'attribution', 'images']
+    assert credits[columns].values.tolist() == [
+        ['hospital', 'CC-0', 'A', 1], ['hospital', 'CC-BY', 'A', 3],
+    ]  # fmt: skip
 
 
 def test_the_challenge_pages_and_kaggles_copies_are_told_by_their_tables(data, tmp_path):

@@ -149,9 +149,18 @@ def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
 
 
 def test_the_licence_is_the_strictest_of_the_sources(out):
-    assert export.choose_licence(['isic2017', 'mine', 'competition']) == 'cc-by-nc-4.0'
-    assert export.choose_licence(['isic2017', 'mine']) == 'unknown'
-    assert export.choose_licence(['isic2017', 'demo']) == 'mit'
+    rows = pd.DataFrame({'source': ['isic2017', 'mine', 'competition', 'archive'] * 2})
+    rows = rows.assign(image_name='I', target=0, group='g')
+    credits = pd.DataFrame({'source': 'archive', 'licence': ['CC-0', 'CC-BY']})
+    licences = export.describe_sources(rows, credits).licence
+    assert licences.to_dict() == {
+        'archive': 'cc-by-4.0', 'competition': 'cc-by-nc-4.0', 'isic2017': 'cc0-1.0',
+        'mine': 'unknown',
+    }  # fmt: skip
+    assert export.choose_licence(licences.tolist()) == 'cc-by-nc-4.0'
+    assert export.choose_licence(['cc0-1.0', 'unknown', 'cc-by-4.0']) == 'unknown'
+    assert export.choose_licence(['cc0-1.0', 'cc-by-4.0']) == 'cc-by-4.0'
+    assert export.choose_licence(['cc0-1.0', 'mit']) == 'mit'
     assert ModelCard.load(out / 'twin' / 'README.md').data.license == 'mit'  # of the demo
 
 

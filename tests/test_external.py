@@ -1,0 +1,182 @@
+"""A test on somebody else's images: nothing is fitted to them, and each figure can be had again."""
+
+import json
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import oof
+from PIL import Image
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
+
+from lib import external, tables
+from lib.cli import Stop
+from lib.demo import draw
+
+ASK = ['infer.py', '--n_tta', 2]
+
+
+@pytest.fixture(scope='module')
+def outside(tmp_path_factory):
+    """40 images from elsewhere in two folders, and a table of them in the words of PAD-UFES-20."""
+    folder, rng = tmp_path_factory.mktemp('outside'), np.random.default_rng(9)
+    rows = []
+    for i in range(40):
+        name, target = f'{"deep/" * (i % 2)}PAT_{i}.png', int(i % 5 < 2)
+        path = folder / 'images' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw(rng, target)).save(path)
+        rows.append([name, f'P{i // 2}', 30 + i, 'MALE' if i % 3 else 'FEMALE', float(i % 6 + 1)])
+        rows[-1] += ['FACE', 'MEL' if target else 'NEV' if i % 3 else 'SEK']
+    columns = ['img_id', 'patient_id', 'age', 'gender', 'fitspatrick', 'region', 'diagnostic']
+    pd.DataFrame(rows, columns=columns).to_csv(folder / 'metadata.csv', index=False)
+    return folder
+
+
+@pytest.fixture(scope='module')
+def scored(home, outside, ok, tmp_path_factory):
+    """What is printed, the CSV, the JSON and the page of `outside`, with two images that the runs
+    have seen: one by its name, one by its pixels; and one label without an image."""
+    here = tmp_path_factory.mktemp('scored')
+    folder = shutil.copytree(outside / 'images', here / 'images')
+    seen = pd.read_csv(home / 'folds.csv').query("split == 'train'")
+    paths = [home / path for path in seen.path]
+    Image.new('RGB', (80, 70)).save(folder / f'{seen.image_name[0]}_downsampled.png')
+    shutil.copy(paths[1], folder / 'renamed.jpg')
+    shutil.copy(paths[2], folder / 'unlabelled.jpg')
+    table = pd.read_csv(outside / 'metadata.csv')
+    for name in (f'{seen.image_name[0]}_downsampled', 'renamed.jpg', 'nowhere.png'):
+        table.loc[len(table)] = [name, 'Q', 50, 'MALE', 2, 'FACE', 'MEL']
+    table.to_csv(here / 'labels.csv', index=False)
+    words = ['--target', 'diagnostic', '--positive', 'MEL', '--negative', 'NEV,SEK']
+    said = ok(*ASK, '--home', home, '--images', folder, '--out', here / 'out.csv', '--labels',
+              here / 'labels.csv', *words)  # fmt: skip
+    saved, page = json.loads((here / 'out.json').read_text()), (here / 'out.html').read_text()
+    return said, pd.read_csv(here / 'out.csv'), saved, page
+
+
+def test_what_the_runs_have_seen_is_left_out_and_what_does_not_fit_is_counted(scored, home):
+    said, predicted, saved, _ = scored
+    first = pd.read_csv(home / 'folds.csv').image_name[0]
+    assert saved['left_out'] == [f'{first}_downsampled', 'renamed'] and len(predicted) == 43
+    assert '2 images that the runs were trained on are left out; 1 labels are without' in said
+    assert '1 images without a label or not readable' in said
+    (auc,) = (row for row in saved['scores'] if row['measure'] == 'auc')
+    assert (auc['images'], auc['malignant']) == (40, 16)
+    assert 'over 20 patients' in said and '16 malignant, 20 patients' in scored[3]
+
+
+@pytest.fixture(scope='module')
+def rows(scored, outside):
+    """The outside images with target, pred and prob, joined by hand."""
+    table = pd.read_csv(outside / 'metadata.csv').merge(
+        scored[1], left_on='img_id', right_on='image_name'
+    )
+    return table.assign(target=(table.diagnostic == 'MEL').astype(int))
+
+
+def test_the_figures_are_those_of_scikit_learn(scored, rows):
+    saved = scored[2]
+    figures = {row['measure']: row['value'] for row in saved['scores']}
+    assert figures['auc'] == pytest.approx(roc_auc_score(rows.target, rows.pred))
+    precision = average_precision_score(rows.target, rows.pred)
+    assert figures['average_precision'] == pytest.approx(precision)
+    quality = {row['index']: row['brier'] for row in saved['quality']}
+    assert quality['before'] == pytest.approx(brier_score_loss(rows.target, rows.pred))
+    assert quality['after'] == pytest.approx(brier_score_loss(rows.target, rows.prob))
+    assert f'external AUC {figures["auc"]:.4f} [' in scored[0]
+
+
+def test_thresholds_prob_and_the_auc_to_compare_with_are_those_of_the_runs_mean(scored, rows, home):
+    one, twin = (
+        pd.read_csv(p).set_index('image_name') for p in sorted(home.glob('runs/*/oof.csv'))
+    )
+    pred, saved = (one.pred + twin.pred[one.index]) / 2, scored[2]
+    at_home = roc_auc_score(one.target, pred)
+    assert saved['home']['value'] == pytest.approx(at_home)
+    auc = roc_auc_score(rows.target, rows.pred)
+    assert saved['difference']['value'] == pytest.approx(auc - at_home)
+    for row in saved['thresholds']:
+        malignant = np.sort(pred[one.target == 1])
+        k = len(malignant) - int(np.ceil(row['wanted'] * len(malignant) - 1e-9))
+        assert row['pred'] == pytest.approx(malignant[k])
+        assert row['sensitivity'] == (rows.pred[rows.target == 1] >= row['pred']).mean()
+        assert row['specificity'] == (rows.pred[rows.target == 0] < row['pred']).mean()
+        low, high = row['sensitivity_low'], row['sensitivity_high']
+        assert low is None or low <= row['sensitivity'] <= high
+    # one constant on the logit, fitted at home
+    moved = np.log(rows.prob / (1 - rows.prob)) - np.log(rows.pred / (1 - rows.pred))
+    assert np.ptp(moved) < 1e-6
+    fitted = 1 / (1 + np.exp(-np.log(pred / (1 - pred)) - moved[0]))
+    assert fitted.mean() == pytest.approx(one.target.mean())
+
+
+def test_the_page_says_external_and_never_out_of_fold(scored):
+    said, page = scored[0], scored[3]
+    assert '<h1>External images' in page and 'skin tone: 2' in page and 'sex: female' in page
+    assert not re.search('out.of.fold', page) and 'shortcut' not in page + said
+    assert page.count('data:image/png') == 4 and 'AUC by subgroup' in page
+    assert 'wanted at home: 95 %' in page and '--labels' in page
+
+
+def test_without_predictions_at_home_of_as_many_passes_the_command_is_named(
+    home, outside, ok, refusal, tmp_path
+):
+    ask = ['infer.py', '--home', home, '--images', outside / 'images' / 'deep', '--out']
+    labels = ['--n_tta', 1, '--labels', outside / 'metadata.csv', '--target', 'fitspatrick']
+    labels += ['--positive', '1.0,2.0', '--negative', '3.0']
+    text = refusal(*ask, tmp_path / 'out.csv', *labels)
+    assert 'no out-of-fold predictions of 1 passes' in text and '--n_tta 1' in text
+    assert not list(tmp_path.iterdir())
+    said = ok(*ask, tmp_path / 'out.csv', '--n_tta', 0, '--only', 'twin')
+    assert 'prob: there are none, since ' in said and '--only twin --n_tta 0' in said
+    assert pd.read_csv(tmp_path / 'out.csv').prob.isna().all()
+
+
+def labels_of(tmp_path, text, **flags) -> pd.DataFrame:
+    (tmp_path / 'labels.csv').write_text(text)
+    return external.read_labels(tmp_path / 'labels.csv', tables.Labels(**flags))
+
+
+def test_labels_are_read_in_the_words_of_others(tmp_path):
+    text = (
+        'DDI_file,skin_tone,malignant,disease\n000001.png,56,True,melanoma\n000002.png,12,False,x\n'
+    )
+    rows = labels_of(tmp_path, text, target='malignant')
+    assert rows.image_name.tolist() == ['000001', '000002'] and rows.target.tolist() == [1, 0]
+    assert rows.skin_tone.tolist() == ['56', '12'] and rows.group.tolist() == ['000001', '000002']
+    text = 'isic_id,lesion_id,target\nISIC_1,L,1\nISIC_2,L,0\n'
+    assert labels_of(tmp_path, text).group.tolist() == ['L', 'L']
+
+
+def test_names_are_matched_by_their_end_unless_two_images_have_it(tmp_path):
+    labels = labels_of(tmp_path, 'image_name,target\na/1.jpg,1\n2,0\n')
+    table = pd.DataFrame({'image_name': ['a/1.png', 'b/1.png', 'c/2.JPG'], 'source': 'images'})
+    table = table.assign(pred=[0.1, 0.2, 0.3], path=table.image_name)
+    assert external.join_labels(table, labels).pred.tolist() == [0.1, 0.3]
+    labels = labels_of(tmp_path, 'image_name,target\n1.jpg,1\n')
+    with pytest.raises(Stop, match=r'1 is the name of two images'):
+        external.join_labels(table, labels)
+
+
+def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none():
+    rows = oof(n=300, groups=30)
+    at = pd.DataFrame({'wanted': [0.8, 0.9], 'pred': [0.4, 0.3], 'prob': [0.1, 0.05]})
+    narrow = external.measure_thresholds(rows.assign(group=rows.index.astype(str)), at)
+    wide = external.measure_thresholds(pd.concat([rows] * 4), at)  # four images of each
+    assert (wide.sensitivity == narrow.sensitivity).all()
+    width = [of.sensitivity_high - of.sensitivity_low for of in (wide, narrow)]
+    assert (width[0] > 0.6 * width[1]).all()  # by image they would be half as wide
+    benign = external.measure_thresholds(rows[rows.target == 0], at)
+    assert benign.sensitivity.isna().all() and benign.specificity.notna().all()
+
+
+def test_the_difference_of_two_aucs_has_the_spread_of_both():
+    one, other = oof(seed=1), oof(n=800, groups=160, seed=2)
+    difference, low, high = external.compare_aucs(one, other)
+    aucs = [roc_auc_score(rows.target, rows.pred) for rows in (one, other)]
+    assert difference == pytest.approx(aucs[0] - aucs[1]) and low < difference < high
+    larger = external.compare_aucs(one, one)
+    assert larger[2] - larger[1] > high - low
