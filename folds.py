@@ -33,8 +33,8 @@ def main(
     """Make HOME/folds.csv, the one table that train.py, infer.py and blend.py read."""
     if check is not None:
         path, duplicates = Path(check), archives.read_duplicates(Path(data))
-        table = tables.read_csv(path, [fold_column])
-        return splits.report_leaks(path, table, fold_column, duplicates)
+        table = tables.read_csv(path, ['image_name', fold_column])
+        return splits.report_leaks(path, table, tables.name_of(fold_column), duplicates)
     cli.check_within(2, n_folds=n_folds)
     cli.check_within(0, 2**32 - 1, seed=seed)
     if demo:

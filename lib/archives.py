@@ -101,7 +101,7 @@ def _fits(path: Path, columns: Sequence[str]) -> bool:
         header = pd.read_csv(path, nrows=0, encoding='utf-8-sig')
     except (ValueError, OSError):
         return False
-    return set(columns) <= {*header.columns, *tables.use_names(header, path).columns}
+    return set(columns) <= {*header.columns, *map(tables.name_of, header.columns)}
 
 
 def read_all(
@@ -210,7 +210,7 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     """The labelled rows of a set, sorted by name, in the columns of folds.csv. Raises: Stop."""
     layout, path = archive.layout, _locate(archive.layout.labels, archive.tables)
     try:
-        rows = _read(archive, layout.labels, labels.target, only=layout.leaks)
+        rows = tables.read_csv(path, layout.labels.columns, only=layout.leaks)
         for column, values in layout.kept.items():
             if column in rows and (is_kept := rows[column].isin(values)).any():
                 rows = rows[is_kept]
@@ -219,17 +219,16 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
         if layout.classes:
             is_class = rows[[c for c in layout.classes if c in rows]].astype(float) == 1
             rows['diagnosis'] = is_class.idxmax(axis=1).where(is_class.any(axis=1), layout.no_class)
-        if layout.metadata and (
-            _locate(layout.metadata, archive.tables) or not layout.metadata.optional
-        ):
-            columns = list(layout.metadata.columns)
-            metadata = _read(archive, layout.metadata)[columns]
+        second = layout.metadata and _locate(layout.metadata, archive.tables)
+        if layout.metadata and (second or not layout.metadata.optional):
+            columns = list(map(tables.name_of, layout.metadata.columns))
+            path_of = second or archive.folder / layout.metadata.names[0]
+            metadata = tables.read_csv(path_of, columns)[columns]
             rows = rows.merge(metadata, on=columns[0], how='left')  # twice is refused later
     except ValueError as e:
         raise Stop(f'a table of {archive.source} does not hold what its layout says: {e}') from e
     for column, of_columns in layout.first.items():
         rows[column] = rows.reindex(columns=of_columns).bfill(axis=1).iloc[:, 0].str.lower()
-    rows = tables.use_names(rows, path)
     if layout.malignant:
         rows['target'] = rows[layout.judged].isin(layout.malignant).astype(int).astype('str')
     rows = tables.parse_target(rows, path, labels)
@@ -244,28 +243,14 @@ def _read_test(own: Archive) -> pd.DataFrame:
         print('there are no test images, so there is nothing to predict')
         return pd.DataFrame()
     columns = [c for c in layout.labels.columns if layout.leaks and c != 'target']
-    test = _read(
-        own, Table(layout.test, columns or ['image_name']), only=layout.leaks, may_be_empty=True
-    )
+    options = {'only': layout.leaks, 'may_be_empty': True}
+    test = tables.read_csv(path, columns or ['image_name'], **options)
     if sample:
-        order = _read(own, SAMPLE, may_be_empty=True).image_name
+        order = tables.read_csv(sample, SAMPLE.columns, may_be_empty=True).image_name
         if not order.is_unique or set(order) != set(test.image_name):
             raise Stop(f'{sample} and {path} name different images')
         test = test.set_index('image_name').loc[order].reset_index()
-    test = tables.use_names(test, path).drop(columns=['fold', 'target'], errors='ignore')
-    return _of_archive(test, own, 'test')
-
-
-def _read(
-    archive: Archive, table: Table, target: str | None = None, **options: bool
-) -> pd.DataFrame:
-    """A table by its own names if it has them, else by those of folds.csv. Raises: Stop."""
-    path = _locate(table, archive.tables) or archive.folder / table.names[0]
-    rows = tables.read_csv(path, table.columns if options.get('only') else (), **options)
-    if target is not None or not set(table.columns) <= set(rows):
-        rows = tables.use_names(rows, path, target)
-    tables.check_columns(rows, path, table.columns)
-    return rows
+    return _of_archive(test.drop(columns=['fold', 'target'], errors='ignore'), own, 'test')
 
 
 def _of_archive(rows: pd.DataFrame, archive: Archive, split: str) -> pd.DataFrame:

@@ -136,9 +136,7 @@ def read_home(runs: Sequence[Run], n_tta: int) -> tuple[pd.DataFrame, set[str], 
 def read_labels(path: Path, labels: tables.Labels) -> pd.DataFrame:
     """A table of labelled images of anybody, by the reader of folds.csv: its columns less path and
     fold, with `group`. `file` is the name as it stands there. Raises: Stop."""
-    rows = tables.use_names(tables.read_csv(path), path, labels.target)
-    tables.check_columns(rows, path, ['image_name'])
-    rows = tables.parse_target(rows, path, labels)
+    rows = tables.parse_target(tables.read_csv(path, ['image_name']), path, labels)
     rows = rows.assign(file=rows.image_name, split='train', source='external')
     rows['image_name'] = rows.image_name.str.replace('/', '_')
     columns = [*tables.COLUMNS, 'lesion_id', 'file']

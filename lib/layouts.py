@@ -16,9 +16,8 @@ class Table(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A set of images, told by its table of labels. Its images lie anywhere below its folder. The
-    column of the target, and of the diagnosis, is the one that NAMES calls so; where a set has
-    none, `malignant` and `classes` say how it is made.
+    """A set of images, told by its table of labels. Its images lie anywhere below its folder. Where
+    it has no column of the target, or of the diagnosis, `malignant` and `classes` make one.
     """
 
     source: str  # its name in folds.csv
@@ -61,7 +60,7 @@ LAYOUTS = (
         'isic2019', Table(['ISIC_2019_Training_GroundTruth.csv'], ['image', 'MEL', 'NV']),
         Table(['ISIC_2019_Training_Metadata.csv'],
               ['image', 'age_approx', 'anatom_site_general', 'lesion_id', 'sex']),
-        classes=['MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC', 'SCC', 'UNK'],
+        classes=['MEL', 'NV', 'BCC', 'AK', 'BKL', 'DF', 'VASC', 'SCC', 'UNK'], malignant=['MEL'],
     ),
     # Part 3 of https://challenge.isic-archive.com/data/#2017
     Layout(
@@ -69,7 +68,7 @@ LAYOUTS = (
         Table(['ISIC-2017_Training_Part3_GroundTruth.csv'],
               ['image_id', 'melanoma', 'seborrheic_keratosis']),
         Table(['ISIC-2017_Training_Data_metadata.csv'], ['image_id', 'age_approximate', 'sex']),
-        classes=['melanoma', 'seborrheic_keratosis'], no_class='nevus',
+        classes=['melanoma', 'seborrheic_keratosis'], no_class='nevus', malignant=['melanoma'],
     ),
     # https://doi.org/10.7910/DVN/DBW86T, which offers a .tab first: read_csv says what to do
     Layout(
@@ -82,7 +81,7 @@ LAYOUTS = (
     Layout(
         'ham10000', Table(['ISIC2018_Task3_Training_GroundTruth.csv'], ['image', 'MEL', 'NV']),
         Table(['ISIC2018_Task3_Training_LesionGroupings.csv'], ['image', 'lesion_id'], True),
-        classes=['MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC'],
+        classes=['MEL', 'NV', 'BCC', 'AKIEC', 'BKL', 'DF', 'VASC'], malignant=['MEL'],
     ),
     # The ISIC archive: `isic image download`, or a snapshot. Close-ups and images without a clear
     # diagnosis are left out. A collision with a melanoma counts as one, by the archive's own rule.
@@ -93,7 +92,7 @@ LAYOUTS = (
         malignant=['Malignant melanocytic proliferations (Melanoma)',
                    'Collision - At least one malignant proliferation'],
         first={'diagnosis': ['diagnosis_3', 'diagnosis_2', 'diagnosis_1'],
-               'anatom_site': ['anatom_site_general', 'anatom_site_2', 'anatom_site_1']},
+               'anatom_site': ['anatom_site', 'anatom_site_2', 'anatom_site_1']},
         kept={'diagnosis_1': ['Benign', 'Malignant'], 'image_type': ['dermoscopic']},
         named=False,
     ),
@@ -115,7 +114,7 @@ NOBODY = ('-1', '0', '-1.0', '0.0', *UNKNOWN)
 # The columns of folds.csv, and what others call them, in lower case
 NAMES = {
     'image_name': ['image', 'image_id', 'isic_id', 'img_id', 'filename', 'file_name', 'ddi_file'],
-    'target': ['mel', 'melanoma'],
+    'target': ['label', 'malignant'],
     'patient_id': ['patient'],
     'lesion_id': ['lesion'],
     'diagnosis': ['dx', 'diagnostic', 'disease'],

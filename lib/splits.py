@@ -112,11 +112,9 @@ def report_leaks(
     Stop where a group or a known pair of `duplicates` is in more than one fold, and where the
     column holds no folds or no patient is known, since nothing can be found then.
     """
-    name_column = next((c for c in ('image_name', 'image_id', 'image') if c in table), None)
     unit = next((c for c in ('group', 'patient_id', 'lesion_id') if c in table), None)
-    if unit is None or name_column is None:
-        raise Stop(f'{path} needs image_name, and one of group, patient_id, lesion_id')
-    table = table.assign(image_name=table[name_column])
+    if unit is None:
+        raise Stop(f'{path} needs one of group, patient_id, lesion_id')
     group = table.group.fillna(table.image_name) if unit == 'group' else join_groups(table)
     fold = table[fold_column]  # numbered, or named, such as 'a' and 'b'
     number = pd.to_numeric(fold, errors='coerce')

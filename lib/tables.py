@@ -18,13 +18,7 @@ COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'skin_tone', 'width', 'height', 'fold',
 ]  # fmt: skip
-IDS = ['patient_id', 'lesion_id', 'group']
-IMAGES = [
-    'image_name',
-    *layouts.NAMES['image_name'],
-    'image_name_1',
-    'image_name_2',
-]  # names of images
+WORDS = {word: name for name, others in layouts.NAMES.items() for word in (name, *others)}
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 COMPETITION, ISIC2024, OWN = 'competition', 'isic2024', 'own'  # the sources of their own images
 
@@ -64,17 +58,19 @@ def read_csv(
 ) -> pd.DataFrame:
     """The rows of a CSV file as text, empty cells as NaN; `only` its `columns`, or all.
 
-    A column isic_id, as today's archive calls it, is image_name here. Names of images are in
-    Unicode's NFC and have no suffix. Blanks at both ends of a cell are left out. A line counts the
-    patients or lesions that several rows call by a word for nobody, such as -1; they are NaN.
+    Columns have the names of folds.csv, whatever word of NAMES the file has for them. Names of
+    images are in Unicode's NFC and have no suffix. Blanks at both ends of a cell are left out. A
+    line counts the patients or lesions that several rows call by a word for nobody, such as -1;
+    they are NaN.
 
     Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
-    separated by anything but commas, or without one of `columns`.
+    separated by anything but commas, without one of `columns`, or where two columns of one meaning
+    hold different values.
     """
     options = {'dtype': str, 'encoding': 'utf-8-sig', 'skipinitialspace': True}
     options |= {'keep_default_na': False, 'na_values': ['']}  # a patient may be called NA
-    names = {'isic_id': 'image_name'}
-    wanted = (lambda c: names.get(c, c) in columns) if only else None
+    columns = list(map(name_of, columns))
+    wanted = (lambda column: name_of(column) in columns) if only else None
     try:
         with warnings.catch_warnings():
             # by default pandas would shift every column where a row is longer than the header
@@ -84,7 +80,6 @@ def read_csv(
                 if len(header) == 1 and separator in header.iloc[0]:
                     raise Stop(f'{path} is separated by {name}; save it as CSV, with commas')
             table = pd.read_csv(path, index_col=False, usecols=wanted, **options)
-            table = table.rename(columns=str.strip)
     except (FileNotFoundError, IsADirectoryError):
         raise Stop(f'{path} is missing') from None
     except (ValueError, pd.errors.ParserWarning) as e:
@@ -92,41 +87,25 @@ def read_csv(
         raise Stop(f'{path} cannot be read as CSV in UTF-8 ({reason}); save it as that') from None
     if header.duplicated().any():  # pandas would give the second another name
         raise Stop(f'{path} has the column {header[header.duplicated()].iloc[0]} twice; drop one')
-    if 'image_name' not in table:
-        table = table.rename(columns=names)
-    check_columns(table, path, columns)
+    there = ', '.join(c if c.isprintable() else repr(c) for c in table)
+    table = table.rename(columns=name_of)
+    if missing := [column for column in columns if column not in table]:
+        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
     if table.empty and not may_be_empty:
         raise Stop(f'{path} has a header and no rows')
-    return table.apply(lambda cells: _clean(cells, path))
+    cleaned: dict[str, pd.Series] = {}
+    for i, name in enumerate(table.columns):
+        cells = _clean(table.iloc[:, i], path)
+        before = cleaned.get(name, cells)
+        if (before != cells)[before.notna() & cells.notna()].any():
+            raise Stop(f'{path} has two columns that mean {name} and differ ({there}); drop one')
+        cleaned[name] = before.fillna(cells)
+    return pd.DataFrame(cleaned)
 
 
-def check_columns(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
-    """Raises: Stop where `table`, of the file `path`, lacks one of `columns`."""
-    if missing := [c for c in columns if c not in table.columns]:
-        there = ', '.join(c if c.isprintable() else repr(c) for c in table)
-        raise Stop(f'{path} lacks the column {", ".join(missing)}; it has {there}')
-
-
-def use_names(table: pd.DataFrame, path: Path, target: str | None = None) -> pd.DataFrame:
-    """`table` with the names of folds.csv for columns that others call otherwise, as NAMES says.
-
-    `target` names the column of the target, whatever others could be it. Raises: Stop where the
-    file `path` lacks it, or where two columns of one meaning hold different values.
-    """
-    if target is not None:
-        check_columns(table, path, [target])
-        others = [c for c in table if c.lower() in ('target', *layouts.NAMES['target'])]
-        table = table.drop(columns=others).assign(target=table[target])
-    words = {word: name for name, others in layouts.NAMES.items() for word in (name, *others)}
-    for column in table.columns:
-        name = words.get(column.lower().replace(' ', '_'), column)
-        if name in table and name != column:
-            both = table[[name, column]].dropna()
-            if (both[name] != both[column]).any():
-                raise Stop(f'{path}: {name} and {column} mean the same and differ; drop one')
-        elif name != column:
-            table = table.rename(columns={column: name})
-    return table
+def name_of(column: str) -> str:
+    """The name in folds.csv of a column that others may call otherwise, as NAMES says."""
+    return WORDS.get(column.strip().lower().replace(' ', '_'), column.strip())
 
 
 class Labels(NamedTuple):
@@ -146,9 +125,9 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
 
     Raises: Stop where there is no column target, or where it is not clear what a value means.
     """
-    if 'target' not in rows:
-        raise Stop(f'{path} lacks the column target; another one is named by --target COLUMN')
-    text = rows.target.str.lower()
+    if (column := name_of(labels.target or 'target')) not in rows:
+        raise Stop(f'{path} lacks the column {column}; --target names the column of the target')
+    text = rows[column].str.lower()
     sides = {'1': '1', '1.0': '1', 'true': '1', '0': '0', '0.0': '0', 'false': '0'}
     if labels.positive:
         negative = [word.lower() for word in labels.negative or layouts.BENIGN]
@@ -162,7 +141,8 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
         for word, n in counts.items():
             print(f'{path}: {n} images of target {sides.get(word, "none, left out")}: {word}')
     elif len(wrong := rows[text.notna() & ~text.isin(sides)]):
-        refuse(wrong, 'the target of {image_name} is {target!r}; expected 0 or 1, or --positive')
+        sentence = f'the target of {{image_name}} is {{{column}!r}}; expected 0 or 1, or --positive'
+        refuse(wrong, sentence)
     target = text.map(sides)
     if n := target.isna().sum():
         print(f'{path}: {n} images have no target and are left out')
@@ -178,15 +158,15 @@ def plain_name(name: str) -> str:
 def _clean(cells: pd.Series, path: Path) -> pd.Series:
     """A column of text in the file `path`, as `read_csv` promises it."""
     cells = cells.str.strip().where(lambda text: text != '')
-    if (name := cells.name.lower()) in IMAGES:
+    if (name := cells.name) in ('image_name', 'image_name_1', 'image_name_2'):
         return cells.map(plain_name, na_action='ignore')
-    if name not in IDS:
+    if name not in ('patient_id', 'lesion_id', 'group'):
         return cells.where(~cells.str.lower().isin(layouts.UNKNOWN) | (cells == 'unknown'))
     is_nobody = cells.str.lower().isin(layouts.NOBODY) & cells.duplicated(keep=False)
     if name == 'group' or not is_nobody.any():  # a group may be a number, and so 0
         return cells
     words = ', '.join(map(repr, sorted(cells[is_nobody].unique())))
-    print(f'{path}: {cells.name} {words} is taken as not known, in {is_nobody.sum()} rows')
+    print(f'{path}: {name} {words} is taken as not known, in {is_nobody.sum()} rows')
     return cells.where(~is_nobody)
 
 

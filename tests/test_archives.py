@@ -314,9 +314,12 @@ def test_a_clinics_table_is_read_by_the_words_of_the_field(own, capsys):
 @pytest.mark.parametrize(
     ('text', 'says'),
     [
-        ('image_name,label\nL0,1\n', 'lacks the column target; another one is named by --target'),
+        ('image_name,kind\nL0,1\n', 'lacks the column target; --target names the column'),
         ('image_name,target\nL0,yes\n', "the target of L0 is 'yes'; expected 0 or 1, or --pos"),
-        ('image_name,target,age,age_approx\nL0,1,50,51\n', 'age_approx and age mean the same and'),
+        (
+            'image_name,target,age,age_approx\nL0,1,50,51\n',
+            'two columns that mean age_approx and differ',
+        ),
         ('target\n1\n', 'lacks the column image_name'),
         ('image_name,target\nL1,0\n1/L0,1\n', 'not below .*: 1/L0'),
         ('image_name,target,fold\nL0,1,0\nL1,0,\n', 'the fold of L1 is nan; expected 0, 1'),

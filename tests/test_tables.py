@@ -158,3 +158,13 @@ def test_what_others_write_for_sex_and_age_is_understood_or_counted(capsys):
         f'{column}: 1 cells are not understood' for column in ('sex', 'age_approx', 'width')
     ]
     assert said[0].endswith("such as 'x'")
+
+
+def test_two_columns_of_one_meaning_complete_each_other_or_are_refused(tmp_path):
+    path = tmp_path / 'a.csv'
+    path.write_text('Isic_ID ,image_name,Age\nI1.jpg,I1,40\n,I2,\nI3,,50\n')
+    table = tables.read_csv(path, ['image_name', 'age'])
+    assert table.image_name.tolist() == ['I1', 'I2', 'I3'] and table.age_approx[0] == '40'
+    path.write_text('isic_id,image_name\nI1,I2\n')
+    with pytest.raises(Stop, match='two columns that mean image_name and differ'):
+        tables.read_csv(path)
