@@ -270,7 +270,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         raise Stop('there is no labelled image, so there is nothing to train on')
     table['target'] = target.where(labelled)
     table['diagnosis'] = table.diagnosis.map(lambda d: layouts.DIAGNOSES.get(str(d).lower(), d))
-    table['anatom_site'] = table.anatom_site.map(lambda s: layouts.SITES.get(s, s))
+    table['anatom_site'] = table.anatom_site.map(lambda s: layouts.SITES.get(str(s).lower(), s))
     table['skin_tone'] = table.skin_tone.astype('str').str.removesuffix('.0')
     sex = table.sex.map(
         lambda word: layouts.SEXES.get(word.lower(), word.lower()), na_action='ignore'

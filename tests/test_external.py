@@ -116,6 +116,7 @@ def test_thresholds_prob_and_the_auc_to_compare_with_are_those_of_the_runs_mean(
 def test_the_page_says_external_and_never_out_of_fold(scored):
     said, page = scored[0], scored[3]
     assert '<h1>External images' in page and 'skin tone: 2' in page and 'sex: female' in page
+    assert 'site: head/neck' in page
     assert not re.search('out.of.fold', page) and 'shortcut' not in page + said
     assert page.count('data:image/png') == 4 and 'AUC by subgroup' in page
     assert 'wanted at home: 95 %' in page and '--labels' in page
