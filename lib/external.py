@@ -218,7 +218,7 @@ def write_report(
     apart = format_estimate(*difference, '+.4f')
     size = f'on {len(home):,} images, {home.target.sum()} malignant'
     wanted = (100 * thresholds.wanted).map('wanted at home: {:.0f} %'.format)
-    table = pd.DataFrame(index=pd.Index(wanted, name=None))
+    table = pd.DataFrame(index=list(wanted))
     for name in ('sensitivity', 'specificity'):
         columns = thresholds[[name, f'{name}_low', f'{name}_high']].itertuples(index=False)
         table[name] = [format_estimate(*figures, '.3f') for figures in columns]
@@ -227,8 +227,8 @@ def write_report(
     of_quality = calibration.tabulate_quality(Calibration(ones, None, '', quality=quality))
     tables_of |= {'thresholds': table, 'subgroups': summary.tabulate_subgroups(subgroups)}
     tables_of |= {'quality': of_quality.rename({'before': 'pred', 'after': 'prob, as shipped'})}
-    print(f'external AUC {texts[0]} [95 % interval over {unit}], {apart} from that at home')
-    print(f'at home {texts[1]}, {size}' + (f'. {auc.note}' if auc.note else ''))
+    print(f'external AUC {auc.note or texts[0]} [95 % interval over {unit}]')
+    print(f'less the AUC at home: {apart}; at home {texts[1]}, {size}')
     for name in ('thresholds', 'quality'):
         print(summary.format_table(tables_of[name]))
 

@@ -114,7 +114,6 @@ NOBODY = ('-1', '0', '-1.0', '0.0', *UNKNOWN)
 # The columns of folds.csv, and what others call them, in lower case
 NAMES = {
     'image_name': ['image', 'image_id', 'isic_id', 'img_id', 'filename', 'file_name', 'ddi_file'],
-    'target': ['label', 'malignant'],
     'patient_id': ['patient'],
     'lesion_id': ['lesion'],
     'diagnosis': ['dx', 'diagnostic', 'disease'],
