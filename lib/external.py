@@ -4,11 +4,10 @@ Nothing is fitted to them. Thresholds, probabilities and the AUC to compare with
 mean of the same runs' out-of-fold predictions, of as many TTA passes: "at home".
 """
 
-import hashlib
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +48,7 @@ def predict_and_score(
 ) -> None:
     """Write the CSV `out` for the images of `folder`; with a table of labels at `path` also a JSON
     and a page beside it. `predict`: of a part, the mean of `n_tta` passes first. Raises: Stop."""
+    seen: set[str] = set()
     try:
         home, seen, leaks = read_home(runs, n_tta)
         fitted = calibration.calibrate(home, prior)
@@ -57,7 +57,7 @@ def predict_and_score(
     labelled = read_labels(Path(path), labels) if path else None
     if path and fitted.thresholds.empty:
         raise Stop(f'there are no thresholds and no prob at home: {fitted.sentence}')
-    table = predict_images(runs, folder, predict)
+    table = predict_images(runs, folder, seen, predict)
     table['prob'] = fitted.curve(table.pred.to_numpy())
     files.write_csv(out, table[['image_name', 'pred', 'prob']])
     print(f'prob: {fitted.sentence}\n{out}: {len(table)} images. This is no diagnosis')
@@ -79,9 +79,12 @@ def predict_and_score(
     write_report(out, [r.name for r in runs], rows[~is_known], fitted, home[own], about)
 
 
-def predict_images(runs: Sequence[Run], folder: Path, predict: Predict) -> pd.DataFrame:
+def predict_images(
+    runs: Sequence[Run], folder: Path, seen: Collection[str], predict: Predict
+) -> pd.DataFrame:
     """The images of `folder`, by `images.list_images`, with `pred`, the mean of the runs, each the
-    mean of its folds, and `is_known`: whether a cached square of HOME has the same bytes.
+    mean of its folds, and `is_known`: whether the cached square of one that was `seen` in training
+    has the same bytes.
 
     Rows that cannot be read have NaN. Raises: Stop where no run has a trained fold.
     """
@@ -97,18 +100,19 @@ def predict_images(runs: Sequence[Run], folder: Path, predict: Predict) -> pd.Da
             of_run = parts.cache_images(of_run, Path(home))
             pred = np.mean([predict(part)[0] for part in of_run], axis=0)
             readable = of_run[0].readable
-            twins = find_twins(list(readable.cached), run.home / 'cache' / str(run.config['size']))
-            table.loc[readable.index[twins], 'is_known'] = True
+            cached = (run.home / 'cache' / str(run.config['size'])).rglob('*.jpg')
+            trained = [path for path in cached if path.stem.removesuffix('_downsampled') in seen]
+            is_twin = find_twins(list(readable.cached), trained)
+            table.loc[readable.index[is_twin], 'is_known'] = True
         preds.append(pd.Series(pred, readable.index))
     return table.assign(pred=pd.concat(preds, axis=1).mean(axis=1))
 
 
-def find_twins(paths: Sequence[Path], cache: Path) -> np.ndarray:
-    """Which of the cached images `paths` have the same bytes as one in the folder `cache`, (n,)."""
+def find_twins(paths: Sequence[Path], others: Sequence[Path]) -> np.ndarray:
+    """Which of the files `paths` have the same bytes as one of `others`, (n,)."""
     sizes = {path.stat().st_size for path in paths}
-    same_size = (path for path in cache.rglob('*.jpg') if path.stat().st_size in sizes)
-    known = {hashlib.sha256(path.read_bytes()).digest() for path in same_size}
-    return np.array([hashlib.sha256(path.read_bytes()).digest() in known for path in paths])
+    known = {path.read_bytes() for path in others if path.stat().st_size in sizes}
+    return np.array([path.read_bytes() in known for path in paths], dtype=bool)
 
 
 def read_home(runs: Sequence[Run], n_tta: int) -> tuple[pd.DataFrame, set[str], str]:
@@ -227,7 +231,7 @@ def write_report(
     of_quality = calibration.tabulate_quality(Calibration(ones, None, '', quality=quality))
     tables_of |= {'thresholds': table, 'subgroups': summary.tabulate_subgroups(subgroups)}
     tables_of |= {'quality': of_quality.rename({'before': 'pred', 'after': 'prob, as shipped'})}
-    print(f'external AUC {auc.note or texts[0]} [95 % interval over {unit}]')
+    print(f'external AUC {texts[0]} [95 % interval over {unit}]' + (auc.note and f': {auc.note}'))
     print(f'less the AUC at home: {apart}; at home {texts[1]}, {size}')
     for name in ('thresholds', 'quality'):
         print(summary.format_table(tables_of[name]))
