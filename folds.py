@@ -5,13 +5,13 @@ python folds.py --demo            # synthetic lesions and a home for them, where
 python folds.py --check FILE      # whether anybody's table of folds leaks
 """
 
-import os
 from pathlib import Path
 
 import pandas as pd
 
-from lib import archives, cli, files, locks, shortcuts, splits, tables
+from lib import archives, cli, files, shortcuts, splits, tables
 from lib.demo import make as make_demo
+from lib.home import choose_folds, write_folds
 
 
 def main(
@@ -58,11 +58,7 @@ def main(
     table['fold'] = choose_folds(table[labelled], home, n_folds, seed)  # test images have none
     splits.check_groups(table.group[labelled], table.fold[labelled])
 
-    folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
-    names = {*map(os.path.dirname, table.path)}
-    to = {name: os.path.relpath(os.path.realpath(name), folder) for name in names}
-    table['path'] = [Path(to[os.path.dirname(p)], Path(p).name).as_posix() for p in table.path]
-    write(table, home)
+    write_folds(table, home)
     credits = table.groupby(['source', 'licence', 'attribution'], dropna=False).size()
     if len(credits := credits.rename('images').reset_index().dropna(subset='licence')):
         files.write_csv(home / 'attribution.csv', credits)  # for the card of infer.py --export
@@ -71,47 +67,6 @@ def main(
     print(shortcuts.measure(table[labelled])[1])
     n_train, n_test = labelled.sum(), (~labelled).sum()
     print(f'{home / "folds.csv"}: {n_train} labelled images, {n_test} to predict')
-
-
-def choose_folds(rows: pd.DataFrame, home: Path, n_folds: int, seed: int) -> pd.Series:
-    """The fold of each of the labelled `rows`: that of their column fold; else, where runs exist
-    and no flag asks for others, that of HOME/folds.csv, which another scikit-learn would not make;
-    else new ones. Raises: Stop where some have a fold and others not."""
-    if rows.fold.notna().any():
-        fold = pd.to_numeric(rows.fold, errors='coerce')
-        wrong = rows[(fold % 1 != 0) | (fold < 0)]
-        tables.refuse(
-            wrong, 'the fold of {image_name} is {fold!r}; expected 0, 1, ... or no column'
-        )
-        return fold
-    path = home / 'folds.csv'
-    if has_runs(home) and (n_folds, seed) == (5, 0):
-        kept = rows.image_name.map(tables.read_labelled(path).set_index('image_name').fold)
-        if kept.notna().all() and not splits.find_leaks(rows.group, kept):
-            print(f'the folds of {path} are kept, since runs were trained on them')
-            return kept
-    return pd.Series(splits.assign_folds(rows, n_folds, seed), rows.index)
-
-
-def has_runs(home: Path) -> bool:
-    """Whether runs have begun that HOME/folds.csv must fit."""
-    return (home / 'folds.csv').exists() and any(home.glob('runs/*/config.json'))
-
-
-def write(table: pd.DataFrame, home: Path) -> None:
-    """Write HOME/folds.csv. Raises: Stop where the runs there were trained on other rows."""
-    path, text = home / 'folds.csv', tables.format_folds(table)
-    with locks.held(home / '.lock'):
-        if has_runs(home):
-            old = tables.fingerprint(tables.read_labelled(path))
-            if old != tables.fingerprint(table[table.split == 'train']):
-                raise cli.Stop(
-                    f'the labelled images of {path}, their groups or their folds would change, and '
-                    f'the runs under {home / "runs"} were trained on them as they are: choose '
-                    'another --home, or move the runs away; without --n_folds and --seed the folds '
-                    'are kept'
-                )
-        files.write_text(path, text)
 
 
 def print_folds(table: pd.DataFrame) -> None:

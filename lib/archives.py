@@ -25,6 +25,10 @@ from lib.images import FORMATS
 from lib.layouts import DUPLICATES, LAYOUTS, SAMPLE, SUFFIXES, Layout, Table
 from lib.locks import held
 
+ISIC_ID = r'ISIC_\d+'
+DEMO_LABEL = 'SYNTHETIC.txt'  # marks the demo, which is nobody's data
+MADE = ('cache', 'runs', 'report', 'unpacked')  # folders of a HOME
+
 
 class Archive(NamedTuple):
     """A set of images as it lies in its folder."""
@@ -55,12 +59,18 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
 
 
 def list_files(folder: Path, skip: Collection[Path] = ()) -> list[Path]:
-    """The files below `folder`, those nearest to it first, less hidden ones and the folders `skip`.
-    Links are followed, each folder once."""
+    """The files below `folder`, those nearest to it first, less hidden ones, the folders `skip`,
+    the demo, and what the scripts have made beside a folds.csv. Links are followed, each once."""
     paths, seen = [], {os.path.realpath(path) for path in skip}
     for place, folders, names in os.walk(folder, followlinks=True):
+        if DEMO_LABEL in names and Path(place) != folder:
+            folders.clear()
+            continue
+        made = MADE if 'folds.csv' in names else ()
         real = {name: os.path.realpath(os.path.join(place, name)) for name in sorted(folders)}
-        folders[:] = [name for name, at in real.items() if name[0] != '.' and at not in seen]
+        folders[:] = [
+            n for n, at in real.items() if n[0] != '.' and n not in made and at not in seen
+        ]
         seen.update(real.values())
         paths += [Path(place, name) for name in sorted(names) if name[0] != '.']
     return sorted(paths, key=lambda path: (len(path.parts), path))
@@ -71,23 +81,26 @@ def open_archive(folder: Path, skip: Collection[Path] = (), own: bool = False) -
     not looked into; `own`: whether it is DATA itself. Raises: Stop where there are several sets."""
     files = list_files(folder, skip)
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
-    of_name = {
-        path.name.lower(): path for path in reversed(files) if path.suffix.lower() not in SUFFIXES
-    }
+    others = [path for path in files if path.suffix.lower() not in SUFFIXES]
+    of_name = {path.name.lower(): path for path in reversed(others)}
     there = [(k, path) for k in LAYOUTS if (path := _locate(k.labels, of_name))]
     found = [(k, path) for k, path in there if _fits(path, k.labels.columns)]
     # a table of a name that one layout alone has is read all the same, for what is wrong with it
     found = found or [(k, path) for k, path in there if own or k.named][-1:]
+    if not found:
+        return None
     of_path = {path: layout for layout, path in reversed(found)}
-    if len({layout.source for layout in of_path.values()}) > 1:
+    layout, chosen = found[0]
+    beside = [p for p in others if p.name == chosen.name and len(p.parts) == len(chosen.parts)]
+    if len({layout.source for layout in of_path.values()}) > 1 or len(beside) > 1:
+        of_path |= dict.fromkeys(beside, layout)
         raise Stop(
             f'{folder} holds several sets, by {" and ".join(map(str, of_path))}: move all but one '
             'of them, with their images, to folders of their own under DATA/external'
         )
-    if not found:
-        return None
-    layout = found[0][0]
     source = layout.source if own or layout.named else folder.name
+    if not own and source in tables.COMPETITIONS:  # only DATA's own images are a competition's
+        source += '_beside'
     return Archive(folder, layout, source, of_name, images)
 
 
@@ -115,8 +128,7 @@ def read_all(
     them), training rows sorted by source and name, test rows last; and how many rows of each source
     were dropped because a source before it has them. Raises: Stop.
     """
-    made = [home / name for name in ('cache', 'runs', 'report', 'unpacked')]
-    own = open_archive(data, [data / 'external', *made], own=True)
+    own = open_archive(data, [data / 'external'], own=True)
     if own is None:
         raise Stop(
             f'there is no train.csv in {data}, nor another table of labels. The README, "Your own '
@@ -128,13 +140,19 @@ def read_all(
     table = pd.concat([*parts, _read_test(own)], ignore_index=True)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     table['id'] = table.image_name.str.removesuffix('_downsampled')
+    is_isic = table.id.str.fullmatch(ISIC_ID)
+    twice = table[~is_isic & table.image_name.duplicated() & ~table.duplicated(['source', 'id'])]
+    sentence = 'two sets have an image named {image_name}, and only an ISIC id says that it is one'
+    tables.refuse(twice, f'{sentence}; rename those of {{source}}')
     table = _leave_out(table, data)
     more = ['lesion_id', 'licence', 'attribution', 'id', 'file', 'folder']
     table = table.reindex(columns=[*tables.COLUMNS, *more])
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
     table = tables.parse_columns(table.astype(dict.fromkeys(text, 'str')))
     # ISIC 2024 asks for other cancers too, which the older sets do not count
-    table.loc[table.diagnosis.isin(tables.competition_of(table).diagnoses), 'target'] = 1.0
+    if own.source in tables.COMPETITIONS:
+        cancers = tables.COMPETITIONS[own.source].diagnoses
+        table.loc[table.diagnosis.isin(cancers), 'target'] = 1.0
     # where only the dropped copy of an image names its lesion, the other copy takes the name over
     table['lesion_id'] = table.lesion_id.fillna(table.groupby('id').lesion_id.transform('first'))
     is_repeated = table.id.duplicated()
@@ -238,7 +256,9 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
 def _read_test(own: Archive) -> pd.DataFrame:
     """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
     layout = own.layout
-    path, sample = (_locate(Table(t, []), own.tables) for t in (layout.test, SAMPLE.names))
+    below = _locate(layout.labels, own.tables).parent  # another folder's test.csv is another's
+    of_name = {name: path for name, path in own.tables.items() if below in path.parents}
+    path, sample = (_locate(Table(t, []), of_name) for t in (layout.test, SAMPLE.names))
     if path is None:
         print('there are no test images, so there is nothing to predict')
         return pd.DataFrame()
@@ -259,6 +279,7 @@ def _of_archive(rows: pd.DataFrame, archive: Archive, split: str) -> pd.DataFram
     expected = 'a name, or a path below the folder of the set'
     tables.refuse(rows[leads_out], f'{{image_name!r}} is no image_name; expected {expected}')
     name = rows.image_name.str.split('/').str[-1]
+    name = name if name.is_unique else rows.image_name.str.replace('/', '_')
     known = {'split': split, 'source': archive.source, 'folder': archive.folder}
     return rows.assign(file=rows.image_name, image_name=name, **known)
 

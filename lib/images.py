@@ -3,6 +3,7 @@
 import io
 import math
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -73,6 +74,8 @@ def list_images(folder: Path) -> pd.DataFrame:
         raise Stop(f'there is no image in {folder}')
     paths = [str(base / name) for name in names]
     names = [name.as_posix() for name in names]
+    if wrong := [name for name in names if re.search('[\ud800-\udfff]', name)]:
+        raise Stop(f'{folder}: {wrong[0]!r} is not a name in UTF-8; rename it')
     return pd.DataFrame({'image_name': names, 'path': paths, 'source': 'images'})
 
 

@@ -178,7 +178,8 @@ def pool(parts: list[Part], settings: Settings) -> dict[str, pd.DataFrame] | Non
     if 'test' in pooled:
         means = pooled['test'].groupby('image_name', sort=False)[PREDS].mean().reset_index()
         if unread := list(means.image_name[means.pred.isna()]):
-            print(f'{parts[0].run}: the median of all is the prediction of {", ".join(unread)}')
+            names = f'{", ".join(unread)}; once they can be read, delete fold*/tta_test.csv there'
+            print(f'{parts[0].run}: the median of all is the prediction of {names}')
         pooled['test'] = means.fillna(means[PREDS].median())
     return pooled
 

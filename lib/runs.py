@@ -183,16 +183,20 @@ class Run:
 
 def hash_code() -> str:
     """The SHA-256 of the syntax of CODE, in which comments, layout and docstrings do not count."""
-    words, kinds = [], (ast.Module, ast.ClassDef, ast.FunctionDef)
-    for name in CODE:
-        nodes = list(ast.walk(ast.parse((ROOT / name).read_text(encoding='utf-8'))))
-        owners = (node for node in nodes if isinstance(node, kinds) and ast.get_docstring(node))
-        docs = {part for owner in owners for part in ast.walk(owner.body[0])}
-        for node in (node for node in nodes if node not in docs):
-            # not ast.dump, whose text differs between versions of Python
-            values = [v for _, v in ast.iter_fields(node) if isinstance(v, str | int | float)]
-            words.append(f'{type(node).__name__} {values}')
-    return hashlib.sha256('\n'.join(words).encode()).hexdigest()
+
+    def describe(node: Any) -> Any:  # not ast.dump, whose text differs between versions of Python
+        if isinstance(node, list):
+            return [describe(child) for child in node]
+        if not isinstance(node, ast.AST):
+            return repr(node)
+        kinds = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        if isinstance(node, kinds) and ast.get_docstring(node):
+            node.body = node.body[1:]
+        fields = [(k, v) for k, v in ast.iter_fields(node) if v is not None and v != []]
+        return [type(node).__name__, *((name, describe(value)) for name, value in fields)]
+
+    trees = [ast.parse((ROOT / name).read_text(encoding='utf-8')) for name in CODE]
+    return hashlib.sha256(repr(describe(trees)).encode()).hexdigest()
 
 
 def run_folder(home: Path, name: str) -> Path:

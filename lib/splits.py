@@ -49,7 +49,7 @@ def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
     if len(several := n_patients[n_patients > 1]):
         what = f'{len(several)} lesions are of several patients, such as {several.index[0]}'
         print(f'warning: {what}; those patients are one group')
-    ids = table.get('patient_id', group).dropna().drop_duplicates()
+    ids = table.get('patient_id', group).dropna().drop_duplicates().astype(object)
     alike = ids.groupby(ids.str.lower().str.removesuffix('.0')).agg(list)
     if len(alike := alike[alike.str.len() > 1]):
         what = f'{len(alike)} patients differ from another by case or by .0 alone, such as'

@@ -160,8 +160,10 @@ def _clean(cells: pd.Series, path: Path) -> pd.Series:
     cells = cells.str.strip().where(lambda text: text != '')
     if (name := cells.name) in ('image_name', 'image_name_1', 'image_name_2'):
         return cells.map(plain_name, na_action='ignore')
+    if name in ('sex', 'age_approx', 'anatom_site', 'skin_tone'):
+        return cells.where(~cells.str.lower().isin(layouts.UNKNOWN))
     if name not in ('patient_id', 'lesion_id', 'group'):
-        return cells.where(~cells.str.lower().isin(layouts.UNKNOWN) | (cells == 'unknown'))
+        return cells
     is_nobody = cells.str.lower().isin(layouts.NOBODY) & cells.duplicated(keep=False)
     if name == 'group' or not is_nobody.any():  # a group may be a number, and so 0
         return cells
@@ -283,7 +285,6 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
         parsed[column] = number.where(number.between(0, most) & is_whole)
     for column, values in parsed.items():
         lost = table[column][values.isna() & table[column].notna()]
-        lost = lost[~lost.isin(['unknown', 'Unknown'])]
         if len(lost):
             print(f'{column}: {len(lost)} cells are not understood, such as {lost.iloc[0]!r}')
         table[column] = values

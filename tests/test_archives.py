@@ -214,8 +214,9 @@ def test_an_image_without_a_header_leaves_its_size_empty_and_a_pipe_does_not_han
     assert np.isnan(table.width[0]) and table.width[1] == 40
 
 
-def test_names_with_a_suffix_or_decomposed_letters_are_the_same_names(data):
+def test_names_with_a_suffix_or_decomposed_letters_are_the_same_names(data, monkeypatch):
     """As in a table from Excel, and as a Mac writes file names."""
+    monkeypatch.setattr(archives, 'ISIC_ID', r'IS.C_\d+')
     plain = archives.read_all(data, ['isic2019', 'ham10000'])[0].drop(columns='path')
     for path in data.rglob('*.csv'):
         text = path.read_text()
@@ -336,6 +337,8 @@ def test_a_column_fold_is_used_as_it_is_after_the_leak_check(own, ok, refusal):
     rows.to_csv(own / 'train.csv', index=False)
     ok('folds.py', '--data', own, '--home', own)
     assert pd.read_csv(own / 'folds.csv').fold.tolist() == [2, 2, 0, 0, 1, 1]
+    said = refusal('folds.py', '--data', own, '--home', own, '--n_folds', 3)
+    assert 'has a column fold; drop it, or leave --n_folds' in said
     rows.assign(patient_id='a').to_csv(own / 'train.csv', index=False)
     assert 'a is in folds 0, 1, 2' in refusal('folds.py', '--data', own, '--home', own)
 
@@ -415,7 +418,60 @@ def test_where_runs_exist_the_folds_are_kept_whatever_scikit_learn_would_do(
     assert 'are kept, since runs were trained on them' in ok(*this)
     assert (own / 'folds.csv').read_bytes() == before
     said = refusal(*this, '--n_folds', 2)
-    assert 'another --home' in said and 'without --n_folds and --seed the folds are kept' in said
+    assert 'another --home' in said and 'if --n_folds and --seed are left out' in said
     csv(own / 'train.csv', (own / 'train.csv').read_text().replace('L5,1\n', ''))
     assert 'would change' in refusal(*this)
     assert (own / 'folds.csv').read_bytes() == before
+
+
+def test_nothing_of_another_set_below_data_is_taken_for_its_own(own, ok, refusal):
+    """The demo, which lies in data/demo; another set's test.csv; a second table of labels."""
+    csv(own / 'demo' / 'SYNTHETIC.txt', 'no data')
+    csv(own / 'demo' / 'train.csv', 'image_name,target\nL0,1\n')
+    csv(own / 'demo' / 'test.csv', 'image_name\nT0\n')
+    image(own / 'demo' / 'L0.png')
+    this = ['folds.py', '--data', own, '--home', own, '--n_folds', 2]
+    assert 'no test images' in ok(*this)
+    for clinic in ('a', 'b'):
+        csv(own / clinic / 'train.csv', 'image_name,target\nL0,1\n')
+    ok(*this)  # the table nearest the top is meant
+    (own / 'train.csv').unlink()
+    said = refusal(*this)
+    assert 'holds several sets' in said and 'a/train.csv and ' in said and 'b/train.csv' in said
+
+
+def test_images_of_two_sets_are_one_by_an_isic_id_alone(own, refusal, ok):
+    other = own / 'external' / 'clinic'
+    csv(other / 'train.csv', 'image_name,target\nL0,1\nL9,0\n')
+    for name in ('L0', 'L9'):
+        image(other / f'{name}.png')
+    this = ['folds.py', '--data', own, '--home', own, '--n_folds', 2]
+    assert 'two sets have an image named L0' in refusal(*this)
+    csv(other / 'train.csv', 'image_name,target\np/1,1\nq/1,0\n')
+    for name in ('p', 'q'):
+        image(other / name / '1.png')
+    ok(*this)
+    table = pd.read_csv(own / 'folds.csv').set_index('image_name')
+    assert table.path['p_1'].endswith('clinic/p/1.png') and table.path['q_1'].endswith('q/1.png')
+
+
+def test_a_set_beside_it_changes_no_target_of_ones_own(own, data, ok):
+    """As ISIC 2024 would, which counts other cancers, and a folder named as a competition."""
+    rows = 'image_name,target,diagnosis\n' + ''.join(
+        f'L{i},{i % 2},basal cell carcinoma\n' for i in range(6)
+    )
+    csv(own / 'train.csv', rows)
+    beside = own / 'external' / 'competition'
+    head = 'isic_id,patient_id,sex,age_approx,anatom_site_general,target'
+    csv(beside / 'train-metadata.csv', f'{head}\nISIC_90,IP_1,male,50,torso,1\n')
+    image(beside / 'ISIC_90.jpg')
+    table, _ = archives.read_all(own, ['competition'])
+    assert table.target.tolist()[:6] == [0, 1] * 3
+    assert set(table.source) == {'own', 'isic2024_beside'}
+    assert tables.competition_of(table).source == 'own'
+
+
+def test_a_word_for_nothing_may_be_a_label(own):
+    csv(own / 'train.csv', 'image_name,finding\nL0,None\nL1,melanoma\nL2,None\nL3,\n')
+    labels = tables.Labels('finding', ['melanoma'], ['none'])
+    assert archives.read_all(own, [], labels=labels)[0].target.tolist() == [0, 1, 0]

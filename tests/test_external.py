@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -11,7 +12,7 @@ from conftest import oof
 from PIL import Image
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from lib import external, tables
+from lib import external, score, tables
 from lib.cli import Stop
 from lib.demo import draw
 
@@ -51,8 +52,9 @@ def scored(home, outside, ok, tmp_path_factory):
         table.loc[len(table)] = [name, 'Q', 50, 'MALE', 2, 'FACE', 'MEL']
     table.to_csv(here / 'labels.csv', index=False)
     words = ['--target', 'diagnostic', '--positive', 'MEL', '--negative', 'NEV,SEK']
-    said = ok(*ASK, '--home', home, '--images', folder, '--out', here / 'out.csv', '--labels',
-              here / 'labels.csv', *words)  # fmt: skip
+    with mock.patch.object(external, 'ISIC_ID', r'DEMO_\d+'):  # as the demo's images are named
+        said = ok(*ASK, '--home', home, '--images', folder, '--out', here / 'out.csv', '--labels',
+                  here / 'labels.csv', *words)  # fmt: skip
     saved, page = json.loads((here / 'out.json').read_text()), (here / 'out.html').read_text()
     return said, pd.read_csv(here / 'out.csv'), saved, page
 
@@ -62,7 +64,7 @@ def test_what_the_runs_have_seen_is_left_out_and_what_does_not_fit_is_counted(sc
     first = pd.read_csv(home / 'folds.csv').image_name[0]
     assert saved['left_out'] == [f'{first}_downsampled', 'renamed'] and len(predicted) == 43
     assert '2 images that the runs were trained on are left out; 1 labels are without' in said
-    assert '1 images without a label or not readable' in said
+    assert '1 images are without a label' in said and 'not in the cache' not in said
     (auc,) = (row for row in saved['scores'] if row['measure'] == 'auc')
     assert (auc['images'], auc['malignant']) == (40, 16)
     assert 'over 20 patients' in said and '16 malignant, 20 patients' in scored[3]
@@ -152,14 +154,36 @@ def test_labels_are_read_in_the_words_of_others(tmp_path):
     assert labels_of(tmp_path, text).group.tolist() == ['L', 'L']
 
 
-def test_names_are_matched_by_their_end_unless_two_images_have_it(tmp_path):
-    labels = labels_of(tmp_path, 'image_name,target\na/1.jpg,1\n2,0\n')
-    table = pd.DataFrame({'image_name': ['a/1.png', 'b/1.png', 'c/2.JPG'], 'source': 'images'})
-    table = table.assign(pred=[0.1, 0.2, 0.3], path=table.image_name)
-    assert external.join_labels(table, labels).pred.tolist() == [0.1, 0.3]
-    labels = labels_of(tmp_path, 'image_name,target\n1.jpg,1\n')
-    with pytest.raises(Stop, match=r'1 is the name of two images'):
-        external.join_labels(table, labels)
+def test_names_are_matched_by_path_then_by_their_end_and_only_once(tmp_path):
+    names = ['a/1.png', 'b/1.png', 'c/2.JPG', '3.jpg', 'd/3.jpg']
+    table = pd.DataFrame({'image_name': names, 'path': names})
+    labels = labels_of(tmp_path, 'image_name,target\na/1.jpg,1\n2,0\n3.jpg,1\nd/3,0\nx/2,1\n')
+    rows = external.join_labels(table, labels)
+    assert rows.set_index('file').image.to_dict() == {'a/1': 0, '2': 2, '3': 3, 'd/3': 4}
+    for text, says in (('1.jpg,1', 'a/1.png and b/1.png'), ('a/1,1\n1,0', 'b/1.png')):
+        labels = labels_of(tmp_path, f'image_name,target\n{text}\n')
+        if text.startswith('1'):
+            with pytest.raises(Stop, match=f'1 is the name of several images, {says}'):
+                external.join_labels(table, labels)
+        else:  # what is left of the name is one image
+            rows = external.join_labels(table, labels)
+            assert rows.set_index('file').image.to_dict() == {'a/1': 0, '1': 1}
+    labels = labels_of(tmp_path, 'image_name,target\nc/2,1\n2,0\n')
+    assert external.join_labels(table, labels).file.tolist() == ['c/2']  # never two of an image
+
+
+def test_what_is_known_of_patients_and_of_a_missing_cache_is_said(home, outside, ok, tmp_path):
+    alone = tmp_path / 'home'
+    shutil.copytree(home / 'runs' / 'twin', alone / 'runs' / 'twin')
+    table = pd.read_csv(outside / 'metadata.csv')
+    folds = pd.read_csv(home / 'folds.csv')
+    table['patient_id'] = [folds.patient_id[0], *[None] * 39]
+    table.assign(target=(table.diagnostic == 'MEL').astype(int)).to_csv(tmp_path / 'labels.csv')
+    said = ok(*ASK, '--home', alone, '--images', outside / 'images', '--out', tmp_path / 'o.csv',
+              '--labels', tmp_path / 'labels.csv')  # fmt: skip
+    assert '1 images have a patient_id that is known at home' in said
+    assert '60 images of the training are not in the cache, so a copy of one is not found' in said
+    assert 'over 40 patients, else images' in said
 
 
 def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none():
@@ -174,10 +198,12 @@ def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none
     assert benign.sensitivity.isna().all() and benign.specificity.notna().all()
 
 
-def test_the_difference_of_two_aucs_has_the_spread_of_both():
-    one, other = oof(seed=1), oof(n=800, groups=160, seed=2)
+def test_the_difference_of_two_aucs_holds_its_truth_and_is_no_more_certain_than_they_are():
+    one, other = (score.measure(oof(seed=seed)).loc['auc'] for seed in (1, 2))
     difference, low, high = external.compare_aucs(one, other)
-    aucs = [roc_auc_score(rows.target, rows.pred) for rows in (one, other)]
-    assert difference == pytest.approx(aucs[0] - aucs[1]) and low < difference < high
-    larger = external.compare_aucs(one, one)
-    assert larger[2] - larger[1] > high - low
+    assert difference == one.value - other.value and low < difference < high
+    assert high - low > max(one.high - one.low, other.high - other.low)
+    assert external.compare_aucs(other, one) == pytest.approx((-difference, -high, -low))
+    few = one.copy()
+    few[['low', 'high']] = np.nan
+    assert np.isnan(external.compare_aucs(few, other)[1:]).all()

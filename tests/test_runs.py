@@ -183,13 +183,17 @@ def test_weights_that_are_exchanged_under_a_finished_fold_are_noticed(run, capsy
         ('p=0.5)', 'p=0.5,)  # a comment\n', False),
         ('not medical', 'not  medical', False),
         ('x + y', 'y + x', True),
+        ('z[: x]', 'z[x:]', True),
+        ('        pass\n    else:', '    else:\n        pass', True),
         ('return x', '"""What comes back."""\n    return x', False),
     ],
 )
 def test_a_recipe_that_changes_under_a_run_is_told_and_its_words_may_change(
     old, new, is_other, tmp_path, monkeypatch, capsys
 ):
-    text = '"""This is not medical."""\ndegrees=180\nflip(p=0.5)\ndef f(x, y):\n    return x + y\n'
+    text = '"""This is not medical."""\ndegrees=180\nflip(p=0.5)\nz[: x]\n'
+    text += 'def f(x, y):\n    return x + y\n'
+    text += 'for i in x:\n    if i:\n        a()\n        pass\n    else:\n        b()\n'
     monkeypatch.setattr(runs, 'ROOT', tmp_path)
     for name in runs.CODE:
         files.write_text(tmp_path / name, text)

@@ -148,8 +148,8 @@ def test_only_an_empty_cell_or_a_word_of_several_rows_is_no_patient(tmp_path, ca
 
 
 def test_what_others_write_for_sex_and_age_is_understood_or_counted(capsys):
-    words = ['M', 'Female', 'woman', 'x', 'unknown']
-    ages = ['85+', '50', '7', 'old', 'unknown']
+    words = ['M', 'Female', 'woman', 'x', None]
+    ages = ['85+', '50', '7', 'old', None]
     table = tables.parse_columns(by_hand(sex=words, age_approx=ages, width=[40, 40, 40.5, 40, 40]))
     assert table.sex.fillna('?').tolist() == ['male', 'female', 'female', '?', '?']
     assert table.age_approx.fillna(-1).tolist() == [85, 50, 7, -1, -1]
