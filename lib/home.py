@@ -37,7 +37,7 @@ def has_runs(home: Path) -> bool:
 
 
 def write_folds(table: pd.DataFrame, home: Path) -> None:
-    """Write HOME/folds.csv, whose paths are relative to HOME. Raises: Stop where the runs there were
+    """Write HOME/folds.csv, with paths relative to it. Raises: Stop where the runs there were
     trained on other rows."""
     folder = os.path.realpath(home)  # links resolved: '..' is taken from where they lead
     names = {*map(os.path.dirname, table.path)}
