@@ -18,6 +18,7 @@ COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'skin_tone', 'width', 'height', 'fold',
 ]  # fmt: skip
+SUFFIX = re.compile(f'({"|".join(map(re.escape, layouts.SUFFIXES))})$', re.IGNORECASE)
 WORDS = {word: name for name, others in layouts.NAMES.items() for word in (name, *others)}
 OOF_COLUMNS = ['image_name', 'patient_id', 'group', 'source', 'fold', 'target']
 COMPETITION, ISIC2024, OWN = 'competition', 'isic2024', 'own'  # the sources of their own images
@@ -151,8 +152,7 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
 
 def plain_name(name: str) -> str:
     """An image's name as all tables here have it: in Unicode's NFC, less a suffix such as .jpg."""
-    end = '|'.join(map(re.escape, layouts.SUFFIXES))
-    return unicodedata.normalize('NFC', re.sub(f'(?i:{end})$', '', name))
+    return unicodedata.normalize('NFC', SUFFIX.sub('', name))
 
 
 def _clean(cells: pd.Series, path: Path) -> pd.Series:

@@ -206,7 +206,9 @@ def test_a_test_image_that_cannot_be_read_gets_the_median_and_a_line(run, capsys
     assert pooled.image_name.tolist() == [*'abcd']
     assert pooled.pred.tolist() == pytest.approx([0.15, 0.25, 0.25, 0.65])
     assert pooled.pred_plain.tolist() == pytest.approx([1 / 3] * 4)
-    assert 'the median of all is the prediction of b\n' in capsys.readouterr().out
+    assert (
+        'the median of all is the prediction of b; once they can be read' in capsys.readouterr().out
+    )
 
 
 def test_images_are_cached_once_and_those_with_a_label_must_be_readable(run, monkeypatch):
