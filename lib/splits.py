@@ -44,7 +44,7 @@ def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
     known = table.reindex(columns=['patient_id', 'lesion_id'])
     if n := known.isna().all(axis=1).sum():
         what = f'{n} of {len(table)} images have no patient or lesion'
-        print(f'{what}: those of one patient may be in several folds')
+        print(f'{what}: those of one patient are not kept together')
     n_patients = known.groupby('lesion_id').patient_id.nunique()
     if len(several := n_patients[n_patients > 1]):
         what = f'{len(several)} lesions are of several patients, such as {several.index[0]}'

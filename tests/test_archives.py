@@ -276,7 +276,7 @@ def own(tmp_path) -> Path:
 
 def test_a_name_and_a_label_are_enough(own, ok):
     said = ok('folds.py', '--data', own, '--home', own, '--n_folds', 2)
-    assert '6 of 6 images have no patient or lesion: those of one patient may be in' in said
+    assert '6 of 6 images have no patient or lesion: those of one patient are not' in said
     assert 'no test images' in said and '6 labelled images, 0 to predict' in said
     table = tables.read_labelled(own / 'folds.csv')
     assert table.source.unique().tolist() == ['own'] and table.target.tolist() == [0, 1] * 3
