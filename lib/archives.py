@@ -7,7 +7,7 @@ images to leave out; and ISIC 2024's test-image.hdf5 in the place of a folder of
 """
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -58,10 +58,10 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
     return names
 
 
-def list_files(folder: Path, skip: Collection[Path] = ()) -> list[Path]:
-    """The files below `folder`, those nearest to it first, less hidden ones, the folders `skip`,
-    the demo, and what the scripts have made beside a folds.csv. Links are followed, each once."""
-    paths, seen = [], {os.path.realpath(path) for path in skip}
+def list_files(folder: Path) -> list[Path]:
+    """The files below `folder`, those nearest to it first, less hidden ones, the demo, and what the
+    scripts have made beside a folds.csv. Links are followed, each once."""
+    paths, seen = [], set()
     for place, folders, names in os.walk(folder, followlinks=True):
         if DEMO_LABEL in names and Path(place) != folder:
             folders.clear()
@@ -76,10 +76,10 @@ def list_files(folder: Path, skip: Collection[Path] = ()) -> list[Path]:
     return sorted(paths, key=lambda path: (len(path.parts), path))
 
 
-def open_archive(folder: Path, skip: Collection[Path] = (), own: bool = False) -> Archive | None:
-    """The set in `folder`, or None where no table is of a known layout. `skip`: folders that are
-    not looked into; `own`: whether it is DATA itself. Raises: Stop where there are several sets."""
-    files = list_files(folder, skip)
+def open_archive(folder: Path, own: bool = False) -> Archive | None:
+    """The set in `folder`, or None where no table is of a known layout. `own`: whether it is DATA
+    itself, without external/. Raises: Stop where there are several sets."""
+    files = [p for p in list_files(folder) if not (own and folder / 'external' in p.parents)]
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = [path for path in files if path.suffix.lower() not in SUFFIXES]
     of_name = {path.name.lower(): path for path in reversed(others)}
@@ -128,7 +128,7 @@ def read_all(
     them), training rows sorted by source and name, test rows last; and how many rows of each source
     were dropped because a source before it has them. Raises: Stop.
     """
-    own = open_archive(data, [data / 'external'], own=True)
+    own = open_archive(data, own=True)
     if own is None:
         raise Stop(
             f'there is no train.csv in {data}, nor another table of labels. The README, "Your own '
