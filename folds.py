@@ -1,6 +1,6 @@
 """Make folds.csv, one checked table with leak-free folds, from tables and JPEGs.
 
-python folds.py                   # Kaggle's layout under data/
+python folds.py                   # one's own images, or a competition, under data/
 python folds.py --demo            # synthetic lesions and a home for them, where there is no data
 python folds.py --check FILE      # whether anybody's table of folds leaks
 """
@@ -16,7 +16,7 @@ from lib.home import choose_folds, write_folds
 
 def main(
     *,
-    data: str = 'data',  # folder of a competition's tables and images, as on Kaggle; only read
+    data: str = 'data',  # folder of the tables and images, one's own or a competition's; only read
     home: str = '.',  # folder that folds.csv is written to
     n_folds: int = 5,  # number of folds
     seed: int = 0,  # the same seed gives the same folds, byte for byte
