@@ -232,7 +232,8 @@ def test_names_with_a_suffix_or_decomposed_letters_are_the_same_names(data, monk
 
 def test_two_files_of_one_name_are_refused_by_both_paths(data):
     """As a mask beside its image; which of them comes first in the folder must not decide."""
-    image(data / 'jpeg' / 'train' / 'other.png')
+    for name in ('other.png', 'other.jpg'):  # of no row
+        image(data / 'jpeg' / 'train' / name)
     archives.read_all(data, [])
     for other in (data / 'jpeg' / 'train' / 'ISIC_2.png', data / 'train' / 'ISIC_2.jpg'):
         image(other)
