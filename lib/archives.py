@@ -256,8 +256,8 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
 def _read_test(own: Archive) -> pd.DataFrame:
     """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
     layout = own.layout
-    below = _locate(layout.labels, own.tables).parent  # another folder's test.csv is another's
-    of_name = {name: path for name, path in own.tables.items() if below in path.parents}
+    beside = _locate(layout.labels, own.tables).parent  # another folder's test.csv is another's
+    of_name = {name: path for name, path in own.tables.items() if path.parent == beside}
     path, sample = (_locate(Table(t, []), of_name) for t in (layout.test, SAMPLE.names))
     if path is None:
         print('there are no test images, so there is nothing to predict')

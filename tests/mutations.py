@@ -342,7 +342,7 @@ ROWS = [
      'test_external.py -k thresholds_prob'),
     ('lib/external.py', 'one.value - other.value', 'other.value - one.value',
      'test_external.py -k two_aucs'),
-    ('lib/archives.py', 'if below in path.parents}', '}', 'test_archives.py -k nothing_of'),
+    ('lib/archives.py', ' if path.parent == beside}', '}', 'test_archives.py -k nothing_of'),
     ('lib/archives.py', 'if not own and source in tables.COMPETITIONS:', 'if False:',
      'test_archives.py -k changes_no_target'),
     ('lib/external.py', "left & ends.isin(rows.file)", 'ends.isin(rows.file)',

@@ -435,7 +435,8 @@ def test_nothing_of_another_set_below_data_is_taken_for_its_own(own, ok, refusal
     assert 'no test images' in ok(*this)
     for clinic in ('a', 'b'):
         csv(own / clinic / 'train.csv', 'image_name,target\nL0,1\n')
-    ok(*this)  # the table nearest the top is meant
+        csv(own / clinic / 'test.csv', 'image_name\nL1\n')
+    assert 'no test images' in ok(*this)  # the table nearest the top is meant
     (own / 'train.csv').unlink()
     said = refusal(*this)
     assert 'holds several sets' in said and 'a/train.csv and ' in said and 'b/train.csv' in said

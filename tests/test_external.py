@@ -190,7 +190,8 @@ def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none
     rows = oof(n=300, groups=30)
     at = pd.DataFrame({'wanted': [0.8, 0.9], 'pred': [0.4, 0.3], 'prob': [0.1, 0.05]})
     narrow = external.measure_thresholds(rows.assign(group=rows.index.astype(str)), at)
-    wide = external.measure_thresholds(pd.concat([rows] * 4), at)  # four images of each
+    four = pd.concat([rows] * 4, ignore_index=True)  # images of each
+    wide = external.measure_thresholds(four, at)
     assert (wide.sensitivity == narrow.sensitivity).all()
     width = [of.sensitivity_high - of.sensitivity_low for of in (wide, narrow)]
     assert (width[0] > 0.6 * width[1]).all()  # by image they would be half as wide
