@@ -51,8 +51,8 @@ def main(
     cli.check_within(0, 256, workers=workers)
     if (images is None) != (out is None) or sum(map(bool, (images, export, heat))) > 1:
         raise cli.Stop('--images needs --out; --images, --export and --heat exclude each other')
-    if labels and not images:
-        raise cli.Stop('--labels needs --images, whose labels they are')
+    if (labels and not images) or ((target or positive or negative) and not labels):
+        raise cli.Stop('--labels needs --images; --target, --positive and --negative need --labels')
     if out:
         files.check_new(Path(out))
     runs, settings = find_runs(Path(home), only), Settings(n_tta, seed, batch_size, precision)
@@ -88,7 +88,7 @@ def main(
         parts = list_parts(run, table)  # each fold's held-out images, and the test images for each
         made = keep(parts, settings) if heat else settings  # to draw, any predictions will do
         for part in claim(parts, made):  # each locked while it is predicted
-            part.write(*predict(part), made, precision)
+            part.write(*predict(part), settings, precision)
         with locks.held(run.lock):
             if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest

@@ -22,7 +22,7 @@ from lib import tables
 from lib.cli import Stop
 from lib.files import atomic
 from lib.images import FORMATS
-from lib.layouts import DUPLICATES, LAYOUTS, SAMPLE, SUFFIXES, Layout, Table
+from lib.layouts import DUPLICATES, LAYOUTS, SAMPLE, SUFFIXES, Layout
 from lib.locks import held
 
 ISIC_ID = r'ISIC_\d+'
@@ -83,7 +83,7 @@ def open_archive(folder: Path, own: bool = False) -> Archive | None:
     images = [path for path in files if path.suffix.lower() in SUFFIXES]
     others = [path for path in files if path.suffix.lower() not in SUFFIXES]
     of_name = {path.name.lower(): path for path in reversed(others)}
-    there = [(k, path) for k in LAYOUTS if (path := _locate(k.labels, of_name))]
+    there = [(k, path) for k in LAYOUTS if (path := _locate(k.labels.names, of_name))]
     found = [(k, path) for k, path in there if _fits(path, k.labels.columns)]
     # a table of a name that one layout alone has is read all the same, for what is wrong with it
     found = found or [(k, path) for k, path in there if own or k.named][-1:]
@@ -104,8 +104,8 @@ def open_archive(folder: Path, own: bool = False) -> Archive | None:
     return Archive(folder, layout, source, of_name, images)
 
 
-def _locate(table: Table, of_name: dict[str, Path]) -> Path | None:
-    return next(filter(None, (of_name.get(name.lower()) for name in table.names)), None)
+def _locate(names: Sequence[str], of_name: dict[str, Path]) -> Path | None:
+    return next(filter(None, (of_name.get(name.lower()) for name in names)), None)
 
 
 def _fits(path: Path, columns: Sequence[str]) -> bool:
@@ -140,11 +140,11 @@ def read_all(
     table = pd.concat([*parts, _read_test(own)], ignore_index=True)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     table['id'] = table.image_name.str.removesuffix('_downsampled')
+    table = _leave_out(table, data)
     is_isic = table.id.str.fullmatch(ISIC_ID)
     twice = table[~is_isic & table.image_name.duplicated() & ~table.duplicated(['source', 'id'])]
     sentence = 'two sets have an image named {image_name}, and only an ISIC id says that it is one'
     tables.refuse(twice, f'{sentence}; rename those of {{source}}')
-    table = _leave_out(table, data)
     more = ['lesion_id', 'licence', 'attribution', 'id', 'file', 'folder']
     table = table.reindex(columns=[*tables.COLUMNS, *more])
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
@@ -226,7 +226,7 @@ def unpack(path: Path, names: Sequence[str], folder: Path) -> None:
 
 def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     """The labelled rows of a set, sorted by name, in the columns of folds.csv. Raises: Stop."""
-    layout, path = archive.layout, _locate(archive.layout.labels, archive.tables)
+    layout, path = archive.layout, _locate(archive.layout.labels.names, archive.tables)
     try:
         rows = tables.read_csv(path, layout.labels.columns, only=layout.leaks)
         for column, values in layout.kept.items():
@@ -237,7 +237,7 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
         if layout.classes:
             is_class = rows[[c for c in layout.classes if c in rows]].astype(float) == 1
             rows['diagnosis'] = is_class.idxmax(axis=1).where(is_class.any(axis=1), layout.no_class)
-        second = layout.metadata and _locate(layout.metadata, archive.tables)
+        second = layout.metadata and _locate(layout.metadata.names, archive.tables)
         if layout.metadata and (second or not layout.metadata.optional):
             columns = list(map(tables.name_of, layout.metadata.columns))
             path_of = second or archive.folder / layout.metadata.names[0]
@@ -256,9 +256,11 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
 def _read_test(own: Archive) -> pd.DataFrame:
     """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
     layout = own.layout
-    beside = _locate(layout.labels, own.tables).parent  # another folder's test.csv is another's
+    beside = _locate(
+        layout.labels.names, own.tables
+    ).parent  # another folder's test.csv is another's
     of_name = {name: path for name, path in own.tables.items() if path.parent == beside}
-    path, sample = (_locate(Table(t, []), of_name) for t in (layout.test, SAMPLE.names))
+    path, sample = (_locate(names, of_name) for names in (layout.test, SAMPLE.names))
     if path is None:
         print('there are no test images, so there is nothing to predict')
         return pd.DataFrame()

@@ -130,6 +130,8 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
         raise Stop(f'{path} lacks the column {column}; --target names the column of the target')
     text = rows[column].str.lower()
     sides = {'1': '1', '1.0': '1', 'true': '1', '0': '0', '0.0': '0', 'false': '0'}
+    if labels.negative and not labels.positive:
+        raise Stop('--negative needs --positive: which values are a target of 1?')
     if labels.positive:
         negative = [word.lower() for word in labels.negative or layouts.BENIGN]
         sides = dict.fromkeys(negative, '0') | {w.lower(): '1' for w in labels.positive}
@@ -139,6 +141,8 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
                 f'{path}: is the target of {", ".join(unclear)} 0? If so name all such values by '
                 '--negative; those that are named nowhere are left out then'
             )
+        if absent := [w for w in (*labels.positive, *labels.negative) if w.lower() not in counts]:
+            print(f'warning: {path}: no {column} is {", ".join(absent)}')
         for word, n in counts.items():
             print(f'{path}: {n} images of target {sides.get(word, "none, left out")}: {word}')
     elif len(wrong := rows[text.notna() & ~text.isin(sides)]):

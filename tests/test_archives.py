@@ -294,15 +294,17 @@ def test_a_clinics_table_is_read_by_the_words_of_the_field(own, capsys):
     rows += [f'photos/L{i}.jpg,{w},F,85+,back,3.0,P{i}' for i, w in enumerate(words)]
     csv(own / 'train.csv', '\n'.join(rows).replace('photos/L', 'L').replace('L0', 'photos/L0'))
     labels = tables.Labels('Dx', ['melanoma', 'melanoma in situ'])
+    with pytest.raises(Stop, match='--negative needs --positive'):
+        archives.read_all(own, [], labels=tables.Labels('Dx', (), ['bcc']))
     with pytest.raises(Stop, match='is the target of bcc 0'):
         archives.read_all(own, [], labels=labels)
-    labels = labels._replace(negative=['nevus', 'bcc'])
+    labels = labels._replace(negative=['nevus', 'bcc', 'mole'])
     capsys.readouterr()
     table, _ = archives.read_all(own, [], labels=labels)
     said = capsys.readouterr().out
     for line in ('2 images of target 0: nevus', '1 images of target 1: melanoma in situ'):
         assert line in said
-    assert '1 images have no target and are left out' in said
+    assert '1 images have no target and are left out' in said and 'no diagnosis is mole' in said
     assert table.image_name.tolist() == ['L0', 'L1', 'L2', 'L3', 'L5']
     assert table.target.tolist() == [1, 0, 0, 1, 0]
     assert table.path[0] == (own / 'photos' / 'L0.PNG').as_posix()

@@ -181,6 +181,8 @@ FLAGS = [
     ('may be auto, fp32', 'infer.py', '--home', 'HOME', '--precision', 'half'),
     ('--images needs --out', 'infer.py', '--home', 'HOME', '--images', 'x'),
     ('there is no image in', 'infer.py', '--home', 'HOME', '--images', 'x', '--out', 'y.csv'),
+    ('need --labels', 'infer.py', '--home', 'HOME', '--positive', 'mel'),
+    ('--labels needs --images', 'infer.py', '--home', 'HOME', '--labels', 'x.csv'),
     ('all of the file system', 'infer.py', '--home', 'HOME', '--images', '/', '--out', 'y.csv'),
     ('is a file; name a folder', 'infer.py', '--home', 'HOME', '--export', __file__),
     ('with weights from 0 up', 'blend.py', '--home', 'HOME', '--mix', 'twin = 1e308, b=1e308'),
