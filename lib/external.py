@@ -205,9 +205,10 @@ def compare_aucs(one: pd.Series, other: pd.Series) -> tuple[float, float, float]
     """The first AUC less the second, of other images, both as rows of `score.measure`, and its 95 %
     interval from both of theirs; NaN where one has none.
 
-    On simulated sets of 80 images with 8 malignant ones against 600 with 100, of the same true AUC,
-    it holds 0 in 99 % or more; an interval by the spread of draws holds it in 81 to 88 %.
-    Source: https://doi.org/10.1002/sim.2781 (Zou and Donner 2008)
+    On 150 pairs of simulated sets of one true AUC, 80 images with 8 malignant ones against 600 with
+    100, it holds 0 in 98 % at .90; at .97 in 95 % of the 141 pairs that have one. The spread of the
+    draws of both would hold it in 81 to 88 %, since draws of few images vary too little.
+    Source: Zou and Donner 2008, Statistics in Medicine 27 (square-and-add, MOVER).
     """
     difference = one.value - other.value
     below = np.hypot(one.value - one.low, other.high - other.value)
