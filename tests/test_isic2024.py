@@ -13,9 +13,9 @@ from PIL import Image
 from test_locks import held_by_another
 
 from lib import archives, calibration, predictions, splits, tables
-from lib.archives import unpack
 from lib.cli import Stop
 from lib.demo import draw
+from lib.hdf5 import unpack
 
 LEAKS = ['iddx_full', 'iddx_1', 'mel_thick_mm', 'tbp_lv_dnn_lesion_confidence', 'diagnosis']
 
