@@ -39,7 +39,7 @@ def main(
     positive: str | None = None,  # its values that are a target of 1, with commas, if it has words
     negative: str | None = None,  # its values that are 0; by default benign, nevus, no and the like
     export: str | None = None,  # write each predicted run to this folder, for timm, with its card
-    workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 8
+    workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 16
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
     heat: int = 0,  # draw class activation maps of this many images of highest and of lowest pred
     compile: bool = False,  # torch.compile the models first; worth it for thousands of images

@@ -40,7 +40,7 @@ def main(
     seed: int = 0,  # of all random draws; another one makes another model for blend.py
     fold: int | None = None,  # train this fold only, so that folds can be spread over machines
     lr_find: bool = False,  # only run the LR range test: suggest --lr_min and --lr_max, and draw it
-    workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 8
+    workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 16
     precision: str = 'auto',  # fp32, bf16 or fp16; by default bf16 or fp16 on CUDA, else fp32
     log: str | None = None,  # tensorboard or wandb: follow the run there, too
 ) -> None:

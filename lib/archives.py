@@ -146,7 +146,7 @@ def read_all(
     more = ['lesion_id', 'licence', 'attribution', 'id', 'file', 'folder']
     table = table.reindex(columns=[*tables.COLUMNS, *more])
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
-    table = tables.parse_columns(table.astype(dict.fromkeys(text, 'str')))
+    table = tables.parse_columns(table.astype(dict.fromkeys(text, object)))
     # ISIC 2024 asks for other cancers too, which the older sets do not count
     if own.source in tables.COMPETITIONS:
         cancers = tables.COMPETITIONS[own.source].diagnoses
@@ -211,7 +211,7 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     for column, of_columns in layout.first.items():
         rows[column] = rows.reindex(columns=of_columns).bfill(axis=1).iloc[:, 0].str.lower()
     if layout.malignant:
-        rows['target'] = rows[layout.judged].isin(layout.malignant).astype(int).astype('str')
+        rows['target'] = rows[layout.judged].isin(layout.malignant).astype(int).astype(str)
     rows = tables.parse_target(rows, path, labels)
     return _of_archive(rows, archive, 'train').sort_values('image_name')
 

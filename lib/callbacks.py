@@ -41,12 +41,15 @@ class SeedEpoch(Callback):
 class StopOnNaN(Callback):
     """Stops where the loss is NaN or infinite, since all later weights would be too."""
 
+    order = 55  # after Recorder, which has fetched the loss from the device and waited for it
+
     def __init__(self, fold: int):
         self.fold = fold
 
-    def after_loss(self) -> None:
+    def after_batch(self) -> None:
         """Check the loss. Raises: Stop that names fold, epoch and step."""
-        if not torch.isfinite(self.loss):
+        known = self.recorder.smooth_loss.val if self.training else self.recorder.loss.total
+        if not math.isfinite(known):
             what = 'training' if self.training else 'scoring'
             raise Stop(
                 f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '

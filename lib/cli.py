@@ -17,6 +17,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
+from lib import versions  # noqa: F401, checked before the packages are imported
+
+# isort: split
 import fire
 from fastcore.docments import docments
 from fire.helptext import HelpText

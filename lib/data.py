@@ -73,13 +73,13 @@ def loader(
 
     Without `targets` a batch holds images alone. With `train` the transforms of split_idx 0 are on.
     No batch is dropped, so the last one may be small.
-    `workers`: processes that read images. None means one for each core beside a GPU, at most 8, and
+    `workers`: processes that read images. None means one for each core beside a GPU, up to 16, and
     the processes of a launcher divide the cores; on the CPU it means none, since they would compete
     with the model. Raises: Stop where the system cannot start any.
     """
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
     if workers is None:
-        of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 8)
+        of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 16)
         workers = of_one if forks and choose_device().type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')

@@ -11,17 +11,24 @@ import warnings
 import torch
 from fastai.vision.all import default_device
 
+from lib import ranks
 from lib.cli import Stop
 
 
 def choose_device() -> torch.device:
     """The first GPU, or under a launcher that of this process's local number; else the CPU.
 
-    Raises: Stop where this torch has no code for the card, which a trial shows.
+    Raises: Stop where a launcher has started more processes than there are GPUs, or where this
+    torch has no code for the card, which a trial shows.
     """
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of such a card in many lines
         if torch.cuda.is_available():
+            if (n := torch.cuda.device_count()) < ranks.LOCAL_WORLD:
+                raise Stop(
+                    f'{ranks.LOCAL_WORLD} processes of a launcher need a GPU each, and there are '
+                    f'{n} here; start it with --nproc_per_node {n}, or without a launcher'
+                )
             torch.cuda.set_device(int(os.environ.get('LOCAL_RANK', 0)))
             try:
                 torch.zeros(1, device='cuda').add(1).item()

@@ -155,7 +155,7 @@ def read_labels(path: Path, labels: tables.Labels) -> pd.DataFrame:
     rows = rows.assign(file=rows.image_name, split='train', source='external')
     rows['image_name'] = rows.image_name.str.replace('/', '_')
     columns = [*tables.COLUMNS, 'lesion_id', 'file']
-    rows = tables.parse_columns(rows.reindex(columns=columns).astype({'lesion_id': 'str'}))
+    rows = tables.parse_columns(rows.reindex(columns=columns).astype({'lesion_id': object}))
     rows = rows.astype({'target': int}).assign(group=splits.join_groups(rows))
     splits.warn_of_groups(rows, rows.group)
     return rows

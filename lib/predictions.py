@@ -29,7 +29,7 @@ def read_oof(path: Path) -> pd.DataFrame:
         is_fold = (table.fold >= 0) & (table.fold % 1 == 0)
         sentence = '{file}: the fold of {image_name} is not a whole number from 0 up'
         refuse(table[~is_fold], sentence, path)
-    types = {'fold': float, 'patient_id': 'str', 'group': 'str', 'source': 'str'}
+    types = {'fold': float, 'patient_id': object, 'group': object, 'source': object}
     table = table.reindex(columns=[*table, *(c for c in types if c not in table)]).astype(types)
     return table.astype({'target': int}).set_index('image_name', drop=False)
 

@@ -20,12 +20,12 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     chain of them and through an image that is not in the table. A joined group has the first of
     their names in alphabetical order.
     """
-    group = table.image_name.astype('str')
+    group = table.image_name.astype(object)
     for column in ('lesion_id', 'patient_id'):
         if column in table:
-            group = table[column].astype('str').fillna(group)
+            group = table[column].astype(object).fillna(group)
     # the edges of a graph in which each connected part is one group
-    one, two = group, table.get('lesion_id', group).astype('str').fillna(group)
+    one, two = group, table.get('lesion_id', group).astype(object).fillna(group)
     if duplicates is not None:
         group_of = dict(zip(table.image_name, group, strict=True))
         pairs = duplicates.map(lambda name: group_of.get(name, name))
@@ -71,7 +71,7 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
             wanted = f'{n_folds} folds need as many groups of target {target}'
             raise Stop(f'{wanted}; there are {n}' + (f': --n_folds {n}' if n > 1 else ''))
     fold = np.empty(len(table), dtype=int)
-    strata = table.source.astype('str') + table.target.astype(int).astype('str')
+    strata = table.source.astype(object) + table.target.astype(int).astype(str)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():  # a source may have fewer malignant images than there are folds
         warnings.simplefilter('ignore', UserWarning)

@@ -114,7 +114,7 @@ def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """The rows of each sex, age band, site and source, with names like 'sex: male'."""
     kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'skin_tone', 'source'])
     kinds = kinds.set_axis(['sex', 'age', 'site', 'skin tone', 'source'], axis=1)
-    kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype('str')
+    kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype(object)
     if oof.source.nunique() < 2:
         del kinds['source']
     subgroups = []

@@ -262,7 +262,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     Raises: Stop where a name, a label or a split is none.
     """
     for column in ('image_name', 'source'):
-        table[column] = table[column].astype('str').fillna('')
+        table[column] = table[column].astype(object).fillna('')
         check_names(table, column)
     is_repeated = table.duplicated(['source', 'image_name'])
     refuse(table[is_repeated], '{image_name} stands twice in {source}')
@@ -277,7 +277,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     table['target'] = target.where(labelled)
     table['diagnosis'] = table.diagnosis.map(lambda d: layouts.DIAGNOSES.get(str(d).lower(), d))
     table['anatom_site'] = table.anatom_site.map(lambda s: layouts.SITES.get(str(s).lower(), s))
-    table['skin_tone'] = table.skin_tone.astype('str').str.removesuffix('.0')
+    table['skin_tone'] = table.skin_tone.astype(object).str.removesuffix('.0')
     sex = table.sex.map(
         lambda word: layouts.SEXES.get(word.lower(), word.lower()), na_action='ignore'
     )

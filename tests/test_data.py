@@ -86,7 +86,7 @@ def test_a_cached_image_that_cannot_be_read_is_named(noise, workers, tmp_path, m
 
 
 @pytest.mark.parametrize(
-    'cores, local, workers', [(64, 1, 8), (4, 1, 4), (4, 2, 2), (64, 16, 4), (1, 2, 1)]
+    'cores, local, workers', [(64, 1, 16), (4, 1, 4), (4, 2, 2), (64, 16, 4), (1, 2, 1)]
 )
 def test_images_are_read_beside_a_gpu_by_a_process_a_core_and_on_the_cpu_by_none(
     noise, monkeypatch, cores, local, workers

@@ -24,6 +24,7 @@ def has_card(monkeypatch, error: str | None = None) -> list[int]:
         return torch.ones(n)
 
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
     monkeypatch.setattr(torch.cuda, 'get_device_name', lambda *number: 'Tesla P100')
     monkeypatch.setattr(torch.cuda, 'set_device', numbers.append)
     monkeypatch.setattr(devices, 'default_device', lambda: torch.device('cuda', *numbers[-1:]))
@@ -40,6 +41,16 @@ def test_each_process_of_a_launcher_takes_the_card_of_its_local_number(local, nu
     device = devices.choose_device()
     assert numbers == [number] and device == torch.device('cuda', number)
     assert devices.describe(device) == f'Tesla P100 (cuda:{number})'
+
+
+def test_more_processes_of_a_launcher_than_cards_are_refused(monkeypatch):
+    numbers = has_card(monkeypatch)
+    monkeypatch.setattr(devices.ranks, 'LOCAL_WORLD', 4)
+    devices.choose_device()
+    monkeypatch.setattr(devices.ranks, 'LOCAL_WORLD', 5)
+    with pytest.raises(Stop, match=r'5 processes .* need a GPU each, and there are 4'):
+        devices.choose_device()
+    assert len(numbers) == 1
 
 
 def test_a_card_that_this_torch_has_no_code_for_is_told_with_what_to_do(monkeypatch):
