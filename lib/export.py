@@ -16,7 +16,7 @@ from lib.cli import Stop
 from lib.demo import PREFIX
 from lib.parts import Part, join_table, list_parts, read_n_tta
 from lib.runs import WEIGHTS, Run, choose_finished
-from lib.tables import COMPETITION, ISIC2024, read_labelled
+from lib.tables import COMPETITION, EXACT, ISIC2024, read_labelled
 from lib.thresholds import OPTIMISTIC, tabulate_thresholds
 
 NON_COMMERCIAL = 'cc-by-nc-4.0'
@@ -91,7 +91,8 @@ def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | 
     `table`: the labelled rows of folds.csv. Calibration is that of the plain pass, which is what
     the card's example computes.
     """
-    oof = join_table(table, pd.read_csv(run.folder / 'oof.csv', dtype={'image_name': str}))
+    oof = pd.read_csv(run.folder / 'oof.csv', dtype={'image_name': str}, **EXACT)
+    oof = join_table(table, oof)
     passes = {'plain pass': 'pred_plain'}
     if n := read_n_tta(parts):
         passes[f'mean of {n} augmented passes'] = 'pred'

@@ -16,7 +16,7 @@ from lib import files, locks
 from lib.cli import Stop
 from lib.images import cache
 from lib.runs import NOTES, Run
-from lib.tables import OOF_COLUMNS, read_csv
+from lib.tables import EXACT, OOF_COLUMNS, read_csv
 
 PREDS = ['pred', 'pred_plain']
 
@@ -173,7 +173,7 @@ def pool(parts: list[Part], settings: Settings) -> dict[str, pd.DataFrame] | Non
     types = {'image_name': str, 'patient_id': str, 'group': str, 'source': str}
     tables: dict[str, list[pd.DataFrame]] = {}
     for part in parts:
-        tables.setdefault(part.kind, []).append(pd.read_csv(part.path, dtype=types))
+        tables.setdefault(part.kind, []).append(pd.read_csv(part.path, dtype=types, **EXACT))
     pooled = {kind: pd.concat(of_folds, ignore_index=True) for kind, of_folds in tables.items()}
     if 'test' in pooled:
         means = pooled['test'].groupby('image_name', sort=False)[PREDS].mean().reset_index()

@@ -50,7 +50,8 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise Stop(f'{path} has a row without image_name')
     is_repeated = table.image_name.duplicated()
     refuse(table[is_repeated], '{file}: it holds {image_name} more than once', path)
-    table['pred'] = pd.to_numeric(table.pred, errors='coerce').astype(float)
+    is_number = pd.to_numeric(table.pred, errors='coerce').notna()
+    table['pred'] = table.pred.where(is_number).astype(float)  # to the last bit, in any pandas
     wrong = table[~np.isfinite(table.pred)]
     refuse(wrong, '{file}: the prediction for {image_name} is not a number', path)
     return table

@@ -12,7 +12,7 @@ import pandas as pd
 
 from lib import files, locks, ranks
 from lib.cli import Stop
-from lib.tables import OOF_COLUMNS, fingerprint
+from lib.tables import EXACT, OOF_COLUMNS, fingerprint
 
 WEIGHTS = 'model.safetensors'
 MAX_SIZE = 4096  # pixels a side
@@ -162,7 +162,8 @@ class Run:
                 print(
                     f'warning: {self.weights(k)} holds other weights than those that made oof.csv'
                 )
-            oofs.append(pd.read_csv(self.fold(k) / 'oof.csv', dtype={'image_name': str}))
+            path = self.fold(k) / 'oof.csv'
+            oofs.append(pd.read_csv(path, dtype={'image_name': str}, **EXACT))
         return pd.concat(oofs)
 
     @property

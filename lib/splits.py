@@ -72,10 +72,14 @@ def assign_folds(table: pd.DataFrame, n_folds: int, seed: int) -> np.ndarray:
             raise Stop(f'{wanted}; there are {n}' + (f': --n_folds {n}' if n > 1 else ''))
     fold = np.empty(len(table), dtype=int)
     strata = table.source.astype(object) + table.target.astype(int).astype(str)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    # Shuffled here, in the order that its own shuffle=True gives: before version 1.7 that mixed up
+    # which group had which images, and the folds were not stratified.
+    names, codes = np.unique(table.group, return_inverse=True)
+    shuffled = np.random.RandomState(seed).permutation(len(names))
+    groups, splitter = np.argsort(shuffled)[codes], StratifiedGroupKFold(n_folds)
     with warnings.catch_warnings():  # a source may have fewer malignant images than there are folds
         warnings.simplefilter('ignore', UserWarning)
-        for k, (_, rows) in enumerate(splitter.split(table, strata, table.group)):
+        for k, (_, rows) in enumerate(splitter.split(table, strata, groups)):
             fold[rows] = k
     return fold
 
@@ -123,7 +127,7 @@ def report_leaks(
             raise Stop(f'{path}: {wrong.iloc[0]!r} in {fold_column} is no fold; others are numbers')
         fold = number.where(number >= 0).astype('Int64')
     used, sizes = fold.notna(), fold.value_counts().sort_index()
-    counts = ', '.join(f'{n} in {k}' for k, n in sizes[:20].items())
+    counts = ', '.join(f'{n} in {k}' for k, n in sizes.iloc[:20].items())
     print(f'{path}: {used.sum()} of {len(table)} rows have a fold in {fold_column}: {counts}')
     if len(sizes) < 2:
         raise Stop(f'{path}: {fold_column} has {len(sizes)} folds; no model leaves any rows out')

@@ -91,7 +91,8 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
         rows += [single(SOURCE_ALONE, score.auc(oof.target, rates))]
     rows += [label_rows(pooled.loc[rest], 'main')]
     rows += [label_rows(of_fold, 'fold', f'fold {k}') for k, of_fold in folds.items()]
-    rows += [measure_subgroups(oof, pred)] if subgroups else []
+    if subgroups and len(of_groups := measure_subgroups(oof, pred)):
+        rows += [of_groups]
     return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 

@@ -14,6 +14,11 @@ import pandas as pd
 from lib import layouts, splits
 from lib.cli import Stop
 
+EXACT = {}  # how pd.read_csv reads a number to its last bit
+if int(pd.__version__.split('.')[0]) < 3:  # what version 3 does by itself
+    EXACT = {'float_precision': 'round_trip'}
+    pd.options.mode.copy_on_write = True
+    pd.options.future.no_silent_downcasting = True
 COLUMNS = [
     'image_name', 'path', 'split', 'source', 'patient_id', 'group', 'target', 'diagnosis', 'sex',
     'age_approx', 'anatom_site', 'skin_tone', 'width', 'height', 'fold',

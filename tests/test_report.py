@@ -14,7 +14,7 @@ from conftest import oof
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from lib import report, score, summary, thresholds
+from lib import report, score, summary, tables, thresholds
 
 NASTY = '<img src=x onerror=alert(1)>&"$a_b'
 
@@ -153,7 +153,7 @@ def test_the_table_of_runs_holds_each_runs_auc_weight_and_difference(home, text,
 
 
 def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(home, text, scores):
-    saved, said = pd.read_csv(home / 'report' / 'oof.csv'), scores['probability']
+    saved, said = pd.read_csv(home / 'report' / 'oof.csv', **tables.EXACT), scores['probability']
     own = saved[saved.source == 'competition']
     quality = Page(text).table('Brier score')['Brier score']
     assert quality['before'] == f'{((own.pred - own.target) ** 2).mean():.4f}'

@@ -57,7 +57,7 @@ def test_a_name_that_could_lead_elsewhere_is_no_image_name(name):
         ('image_name', 'I2', 'stands twice'),
         ('fold', '-1', 'no fold from 0 up'),
         ('fold', '1e300', 'no fold from 0 up'),
-        ('path', 'a\x00b', 'is no path'),
+        ('path', 'a\x01b', 'is no path'),
         ('fold', '', 'no fold from 0 up'),
         ('group', '', 'a group'),
         ('path', '', 'a path'),

@@ -48,7 +48,10 @@ def predict(loud, ok):
         paths = {
             kind: loud / 'runs' / name / 'fold1' / f'tta_{kind}.csv' for kind in ('oof', 'test')
         }
-        return {kind: pd.read_csv(path, index_col='image_name') for kind, path in paths.items()}
+        return {
+            kind: pd.read_csv(path, index_col='image_name', **tables.EXACT)
+            for kind, path in paths.items()
+        }
 
     return run
 
