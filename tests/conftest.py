@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 N_DRAWS = 100  # of an interval in a script that a test runs; test_score.py holds the real number
 ROOT = Path(__file__).parent.parent
@@ -27,6 +28,15 @@ CONFIG = {  # a run's config.json
 }  # fmt: skip
 
 os.environ.setdefault('HF_HUB_OFFLINE', '1')  # nothing here may ask a hub
+# Most tests compare bits, which a card does not keep. So neither they nor the processes that they
+# start see one; the fixture `card` shows it. pytest's own processes inherit the first variable.
+os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.setdefault(
+    'CARDS_OF_TESTS', os.environ.get('CUDA_VISIBLE_DEVICES', '0')
+)
+if HAS_CARD := torch.cuda.is_available():
+    torch.cuda.init()
+os.environ['CUDA_VISIBLE_DEVICES'] = ''
+mock.patch.object(torch.cuda, 'is_available', lambda: False).start()
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # networks as small as these only wait for threads
 
 
@@ -159,6 +169,16 @@ def shared() -> Path:
     if not ((SHARED / 'data').is_dir() and (SHARED / 'weights').is_dir()):
         pytest.skip(f'no real data at {SHARED}')
     return SHARED
+
+
+@pytest.fixture
+def card(monkeypatch) -> torch.device:
+    """The CUDA card, on which the test's scripts compute; it is skipped where there is none."""
+    if not HAS_CARD:
+        pytest.skip('there is no CUDA card here')
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', os.environ['CARDS_OF_TESTS'])
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    return torch.device('cuda', 0)
 
 
 @pytest.fixture(scope='session')
