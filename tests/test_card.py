@@ -13,7 +13,7 @@ import torch
 from conftest import QUICK
 from fastai.vision.all import Callback, Learner
 
-TRAIN = [*QUICK, '--epochs', 3, '--lr_max', 5e-3]
+TRAIN = [*QUICK, '--epochs', 3, '--lr_max', 5e-3, '--batch_size', 4, '--neg_ratio', 4]
 
 
 @pytest.fixture
