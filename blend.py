@@ -35,6 +35,7 @@ def main(
     images: bool = True,  # show images of patients in the report; --noimages before you share it
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
+    flags = locals()
     cli.check_one_of(('mean', 'rank', 'greedy', 'stack'), how=how)
     cli.check_one_of(('platt', None), calibrate=calibrate)
     cli.check_within(0.0001, 0.9999, prior=prior)
@@ -53,7 +54,7 @@ def main(
     if mix and names != list(by_hand):
         raise cli.Stop('--mix names a run that is not finished; leave it out')
     for run in runs:
-        if table is not None and run.has_begun:  # it was trained here, so it can be checked
+        if table is not None and run.has_begun and len(runs) > 1:  # trained here
             print(f'{run}: mean of {read_n_tta(list_parts(run, table))} TTA passes')
     oofs = predictions.read_oofs(runs, labelled)  # None where one has no oof.csv
     tests = predictions.read_tests(runs, test)  # None where there are no test images
@@ -63,15 +64,14 @@ def main(
 
     # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
     weights = [by_hand[name] for name in names] if mix else [1 / len(names)] * len(names)
-    oof = scores = rho = None
+    rho = blending.rank_correlations(tests.to_numpy() if oofs is None else oofs.preds)
+    oof = scores = None
     if oofs is not None:
         # A fold is blended by weights that were fitted without it, so that its score is honest.
         weights, fold_weights = blending.fit(how, oofs, weights)
         oof = oofs.rows.assign(pred=blending.blend_by_fold(how, oofs, fold_weights))
-        rho = blending.rank_correlations(oofs.preds)
     if tests is not None:
         scaled = blending.to_scale(how, tests.to_numpy())
-        rho = blending.rank_correlations(tests.to_numpy()) if rho is None else rho
         tests = tests.index.to_frame(index=False).assign(pred=blending.weigh(how, scaled, weights))
 
     if oof is not None:
@@ -79,9 +79,7 @@ def main(
             print(f'{len(oof)} images are scored; {oofs.n_not_shared} others are not in every run')
         rows = summary.summarize(oof.assign(fold=oofs.model_folds))
         compared = blending.compare_runs(oofs, oof.pred, weights)
-        print(f'out-of-fold AUC [95 % interval over {summary.resampling_unit(oof)}]')
-        print(summary.format_table(blending.tabulate_runs(compared).rename(summary.shorten)))
-        print(summary.format_summaries({'blend': rows}))
+        blending.print_scores(runs, oof, compared, rows)
         in_sample = None
         if is_fitted:
             scaled = blending.to_scale(how, oofs.preds, oofs.folds)
@@ -98,7 +96,13 @@ def main(
             tests = tests.assign(prob=fitted.curve(tests.pred.to_numpy()))
         scores = report.Scores(rows, floor, sentence, compared, fitted, in_sample)
 
-    blend = {'how': 'mix' if mix else how, 'calibrate': calibrate, 'prior': prior}
+    command = cli.command('blend.py', flags, main.__kwdefaults__)
+    blend = {
+        'command': command,
+        'how': 'mix' if mix else how,
+        'calibrate': calibrate,
+        'prior': prior,
+    }
     blend['warnings'] = oofs.leaks if oofs else []
     blend['weights'] = dict(zip([*names, 'intercept'], map(float, weights), strict=False))
     with locks.held(Path(home, '.lock')):  # two blends at once would mix their files

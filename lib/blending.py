@@ -11,9 +11,10 @@ import pandas as pd
 from scipy.special import expit, logit
 from sklearn.linear_model import LogisticRegression
 
-from lib import score
+from lib import score, summary
 from lib.cli import Stop
 from lib.predictions import OofTable
+from lib.runs import Run
 
 FITTED = ('greedy', 'stack')  # whose weights are fitted to the out-of-fold predictions
 N_STEPS = 50  # of the hill climb; the best so far is kept
@@ -150,12 +151,25 @@ def compare_runs(oofs: OofTable, blended: np.ndarray, weights: Sequence[float]) 
     return rows.assign(weight=weights[:k], correlation=correlations).set_index(pd.Index(oofs.names))
 
 
+def print_scores(
+    runs: Sequence[Run], oof: pd.DataFrame, compared: pd.DataFrame, rows: pd.DataFrame
+) -> None:
+    """Print what each run (`compare_runs`) and the blend (`rows`, of summary.summarize) score. Of a
+    single run that was trained here train.py and infer.py have printed all but the AUC."""
+    if len(runs) == 1 and runs[0].has_begun:
+        print(f'{runs[0]}: out-of-fold AUC {summary.format_auc(rows)}')
+        return
+    print(f'out-of-fold AUC [95 % interval over {summary.resampling_unit(oof)}]')
+    print(summary.format_table(tabulate_runs(compared).rename(summary.shorten)))
+    print(summary.format_summaries({'blend': rows}))
+
+
 def tabulate_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """A table of text, a line for each run, from `compare_runs`."""
     table = pd.DataFrame({'weight': runs.weight.map('{:.3f}'.format)})
     aucs = runs[['auc', 'auc_low', 'auc_high']].itertuples(index=False)
     table['AUC'] = [score.format_estimate(*auc) for auc in aucs]
     if len(runs) > 1:
-        table['minus blend'] = runs.apply(score.format_difference, axis=1)
-        table['rank correlation'] = runs.correlation.map('{:.4f}'.format)
+        table['less the blend'] = runs.apply(score.format_difference, axis=1)
+        table['correlation'] = runs.correlation.map('{:.4f}'.format)
     return table

@@ -31,7 +31,7 @@ class Calibration:
     sentence: str  # how prob was computed, and on which images it is judged; or why there is none
     prior: float = np.nan  # the rate of malignant images that prob is for
     odds: float | None = None  # from which `to_prior` moves pred; None by Platt
-    quality: pd.DataFrame = field(default_factory=pd.DataFrame)  # of pred, before, and prob, after
+    quality: pd.DataFrame = field(default_factory=pd.DataFrame)  # a row each of pred and of prob
     bins: pd.DataFrame = field(default_factory=pd.DataFrame)  # of `reliability`, by the same names
     thresholds: pd.DataFrame = field(default_factory=pd.DataFrame)
 
@@ -199,10 +199,10 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
     if len(np.unique(target[own])) < 2 or np.ptp(pred[own]) == 0 or np.isnan(across).any():
         return fitted
     method += ', each fold by a curve of the others'
-    judged = {'before': pred[own], 'after': across[own]}
+    judged = {'pred': pred[own], 'prob': across[own]}
     quality = {name: measure_quality(target[own], p, weight) for name, p in judged.items()}
     bins = {name: reliability(target[own], p, weight) for name, p in judged.items()}
-    quality, slope = pd.DataFrame(quality, dtype=float).T, quality['after']['slope']
+    quality, slope = pd.DataFrame(quality, dtype=float).T, quality['prob']['slope']
     if slope is not None and not 0.2 <= slope <= 5:
         method += f'. The slope of {slope:.2g} is far from 1: no constant makes such predictions '
         method += 'probabilities'
@@ -228,7 +228,7 @@ def format_quality(fitted: Calibration) -> str:
 
 
 def tabulate_quality(fitted: Calibration) -> pd.DataFrame:
-    """How good pred (before) and prob (after) are as probabilities, as text."""
+    """How good pred, as the models give it, and prob are as probabilities, as text."""
     columns = {'brier': 'Brier score', 'ece': 'expected calibration error'}
     columns |= {'slope': 'calibration slope', 'intercept': 'calibration intercept'}
     digits = '{:.4f}'.format

@@ -60,7 +60,8 @@ class StopOnNaN(Callback):
 
 
 class History(Callback):
-    """Prints a line after each epoch, writes the same figures to a CSV file, and shows a bar.
+    """Prints a line after each epoch, or where these take less than a minute after every fourth,
+    writes the figures of all to a CSV file, and shows a bar.
 
     The bar, with the time left, is drawn in a terminal only; a log file has lines only.
     """
@@ -100,6 +101,9 @@ class History(Callback):
         }
         self.rows.append(row)
         files.write_csv(self.path, pd.DataFrame(self.rows))
+        # a quick training would fill the screen
+        if row['seconds'] < 60 and (epoch + 1) % 4 and epoch + 1 < self.n_epoch:
+            return
         tqdm.write(
             f'fold {self.fold} epoch {epoch + 1:2d}/{self.n_epoch}  loss {row["train_loss"]:#.4g}  '
             f'valid {row["valid_loss"]:#.4g}  auc {row["auc"]:.4f}  {row["seconds"]:.0f} s'

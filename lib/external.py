@@ -32,6 +32,7 @@ from lib.calibration import Calibration
 from lib.cli import Stop
 from lib.runs import Run
 from lib.score import format_estimate
+from lib.thresholds import measure_thresholds
 
 Predict = Callable[[parts.Part], tuple[np.ndarray, ...]]
 
@@ -180,27 +181,6 @@ def join_labels(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return rows.merge(pd.DataFrame({'file': names, 'image': names.index}), on='file')
 
 
-def measure_thresholds(rows: pd.DataFrame, at: pd.DataFrame) -> pd.DataFrame:
-    """Sensitivity and specificity of `rows` (pred, target, group) at thresholds that were chosen
-    elsewhere, `at` (wanted, pred, prob): a row each, with intervals over draws of whole groups."""
-    target, hit = rows.target.to_numpy(), rows.pred.to_numpy() >= at.pred.to_numpy()[:, None]
-    code, weights = score.resample(rows.group, score.N_DRAWS, seed=0)
-    weights, table = np.array(list(weights)), at[['wanted', 'pred', 'prob']].copy()
-    n = weights.shape[1]  # groups
-    for name, own, right in (('sensitivity', target == 1, hit), ('specificity', target == 0, ~hit)):
-        table[[name, low := f'{name}_low', high := f'{name}_high']] = np.nan
-        if not own.any():
-            continue
-        of_group = np.array([np.bincount(code[own & of], minlength=n) for of in right])
-        with np.errstate(invalid='ignore'):  # a draw may have none of the class
-            draws = weights @ of_group.T / (weights @ np.bincount(code[own], minlength=n))[:, None]
-        table[name] = right[:, own].mean(axis=1)
-        if (n_own := len(np.unique(code[own]))) > 1:
-            pairs, half = zip(table[name], draws.T, strict=True), 0.5 / own.sum()
-            table[[low, high]] = [score.logit_interval(*pair, n_own, half) for pair in pairs]
-    return table
-
-
 def compare_aucs(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
     """The first AUC less the second, of other images, both as rows of `score.measure`, and its 95 %
     interval from both of theirs; NaN where one has none.
@@ -234,10 +214,11 @@ def write_report(
     scores = summary.label_rows(score.measure(rows), 'main')
     auc, at_home = scores.loc['auc'], score.measure(home).loc['auc']
     difference = pd.Series(compare_aucs(auc, at_home), ['value', 'low', 'high'], dtype=object)
-    subgroups = summary.measure_subgroups(rows)
     thresholds = measure_thresholds(rows, fitted.thresholds)
+    common = thresholds.pred[thresholds.wanted == summary.SENSITIVITY].iloc[0]
+    subgroups = summary.measure_subgroups(rows, at=common)
     target, ones = rows.target.to_numpy(), np.ones(len(rows))
-    probs = {'before': rows.pred.to_numpy(), 'after': rows.prob.to_numpy()}
+    probs = {'pred': rows.pred.to_numpy(), 'prob': rows.prob.to_numpy()}
     quality = {k: calibration.measure_quality(target, p, ones) for k, p in probs.items()}
     quality = pd.DataFrame(quality, dtype=float).T
 
@@ -253,7 +234,7 @@ def write_report(
     tables_of = {'figures': pd.DataFrame({'external': summary.format_rows(scores)}, scores.label)}
     of_quality = calibration.tabulate_quality(Calibration(ones, None, '', quality=quality))
     tables_of |= {'thresholds': table, 'subgroups': summary.tabulate_subgroups(subgroups)}
-    tables_of |= {'quality': of_quality.rename({'before': 'pred', 'after': 'prob, as shipped'})}
+    tables_of |= {'quality': of_quality.rename({'prob': 'prob, as shipped'})}
     print(f'external AUC {texts[0]} [95 % interval over {unit}]' + (auc.note and f': {auc.note}'))
     print(f'less the AUC at home: {apart}; at home {texts[1]}, {size}')
     for name in ('thresholds', 'quality'):

@@ -61,7 +61,7 @@ def draw_predictions(
     drawn.append(to_png(title, draw_forest, rows, size=size, note=note))
     if not bins.empty:
         note = 'Bins hold equally many images. The dotted line is perfect calibration.'
-        drawn.append(to_png('Reliability, before and after', draw_reliability, bins, note=note))
+        drawn.append(to_png('Reliability of pred and of prob', draw_reliability, bins, note=note))
     return drawn
 
 
@@ -104,6 +104,9 @@ def draw_forest(axes: Axes, rows: pd.DataFrame) -> None:
     for y, row in zip(places, rows.itertuples(), strict=True):
         counts = f'{row.images} images, {row.malignant} malignant'
         axes.text(1.01, y, counts, va='center', fontsize=8, transform=axes.get_yaxis_transform())
+        if np.isnan(row.value):  # too few
+            text = f'< {MIN_CLASS} of a class' if row.kind == 'subgroup' else row.note
+            axes.text(0.01, y, text, va='center', fontsize=8, transform=axes.get_yaxis_transform())
         axes.plot([row.low, row.high], [y, y], color=BLUE, linewidth=2)
         axes.plot(row.value, y, 'o', color=BLUE, markersize=5)
     names = rows.label.where(rows.label != POOLED, 'all').map(shorten)
@@ -114,12 +117,12 @@ def draw_forest(axes: Axes, rows: pd.DataFrame) -> None:
 
 
 def draw_reliability(axes: Axes, bins: pd.DataFrame) -> None:
-    """The observed rate of malignant images over the predicted one, in bins, before and after."""
+    """The observed rate of malignant images over the predicted one, in bins, of pred and prob."""
     root = (lambda x: np.sqrt(np.maximum(x, 0)), np.square)  # gives small probabilities room
     axes.set_xscale('function', functions=root)
     axes.set_yscale('function', functions=root)
     axes.plot([0, 1], [0, 1], **LINE)
-    for name, colour, marker in (('before', RED, 's'), ('after', BLUE, 'o')):
+    for name, colour, marker in (('pred', RED, 's'), ('prob', BLUE, 'o')):
         of_name = bins[bins.name == name]
         axes.plot(of_name.predicted, of_name.observed, color=colour, marker=marker, label=name)
     ticks = [0, 0.01, 0.05, 0.1, 0.25, 0.5, 1]

@@ -58,6 +58,8 @@ def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> str:
         f'red: for melanoma, blue: against it, in full colour from {scale:.3g} logits on; {cells} '
         'cells; it shows where, not why'
     )
+    if min(maps.shape[1:]) < 4:
+        legend += '. So few cells show little more than a side; a larger --size has more'
     kinds = rows.target.map({1: 'malignant', 0: 'benign'}) + rows.pred.map(' {:.4f} '.format)
     captions = kinds + rows.image_name
     rows = rows.assign(picture=captions.str.replace(' ', '_') + '.jpg')

@@ -1,6 +1,7 @@
 """The report: one HTML page about a blend."""
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lib import blending, calibration, figures, files, images, summary, thresholds
 from lib.calibration import Calibration
+from lib.demo import PREFIX
 from lib.score import MEASURES, format_estimate
 from lib.tables import competition_of, read_folds
 
@@ -65,6 +67,9 @@ def write(
     if len(names) > 1:
         pictures.append(figures.draw_correlations(names, correlations))
     page |= {'pictures': pictures, 'configs': read_configs(home, names, blend)}
+    page |= {'date': date.today().isoformat(), 'command': blend['command']}
+    is_drawn = oof is not None and oof.image_name.str.startswith(PREFIX).all()
+    page['synthetic'] = is_drawn
     files.write_text(path, render('report.html', page))
     return path
 

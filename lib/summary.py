@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
-from lib import files, locks, score
+from lib import files, locks, score, thresholds
 from lib.runs import Run
 from lib.score import MEASURES
 from lib.tables import competition_of
@@ -24,7 +24,8 @@ FEW_NOTE = (
 )
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
-OF_SUBGROUPS = ['auc', 'average_precision', 'sens_at_spec_90']  # of MEASURES
+SENSITIVITY = 0.9  # of all malignant images, at the one threshold of all subgroups
+OF_SUBGROUPS = {'auc': 'AUC', 'sensitivity': 'sensitivity', 'specificity': 'specificity'}
 POOLED = 'AUC, pooled'
 RANKED = '  ranked in each fold'
 SOURCE_ALONE = '  the source alone, no pixel seen'
@@ -32,11 +33,17 @@ COLUMNS = ['kind', 'label', 'measure', 'value', 'low', 'high', 'images', 'malign
 
 
 def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
-    """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json."""
+    """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json.
+
+    With both, those of `pred_plain` are printed already: the AUCs of `pred` and the change are new.
+    """
     print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
     scores = {column: summarize(oof, column) for column in columns}
-    print(format_summaries(scores))
-    if len(columns) > 1:
+    if len(columns) == 1:
+        print(format_summaries(scores))
+    else:
+        rows, shown = scores['pred'], {'auc', competition_of(oof).measure}
+        print(format_table(tabulate({'pred': rows[rows.measure.isin(shown)]})))
         both = [oof.pred, oof.pred_plain]
         scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[:1]
         change = score.format_difference(scores['tta'].iloc[0])
@@ -96,11 +103,23 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
     return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 
-def measure_subgroups(oof: pd.DataFrame, pred: str = 'pred') -> pd.DataFrame:
-    """The rows of the subgroups alone, perhaps none."""
-    rows = [pd.DataFrame(columns=COLUMNS)]
+def measure_subgroups(
+    oof: pd.DataFrame, pred: str = 'pred', at: float | None = None
+) -> pd.DataFrame:
+    """The rows of the subgroups alone, perhaps none: OF_SUBGROUPS, sensitivity and specificity at
+    the threshold `at`, by default the one that SENSITIVITY of all malignant images reach."""
+    oof, rows = oof.assign(pred=oof[pred]), [pd.DataFrame(columns=COLUMNS)]
+    if at is None and oof.target.any():
+        at = thresholds.threshold(oof.target.to_numpy(), oof.pred.to_numpy(), SENSITIVITY)
+    threshold = pd.DataFrame({'wanted': [SENSITIVITY], 'pred': at, 'prob': np.nan})
     for name, of_group in _subgroups(oof):
-        measured = score.measure(of_group, pred, least=MIN_CLASS).loc[OF_SUBGROUPS]
+        measured = score.measure(of_group, least=MIN_CLASS).loc[['auc'] * 3]
+        measured = measured.set_axis(list(OF_SUBGROUPS))
+        if not measured.note.any():
+            figures = thresholds.measure_thresholds(of_group, threshold).iloc[0]
+            for measure in ('sensitivity', 'specificity'):
+                own = [measure, f'{measure}_low', f'{measure}_high']
+                measured.loc[measure, ['value', 'low', 'high']] = figures[own].to_numpy()
         rows += [label_rows(measured, 'subgroup', name)]
     return pd.concat(rows[1:] or rows)
 
@@ -135,6 +154,11 @@ def resampling_unit(oof: pd.DataFrame) -> str:
     return f'{n:,} patients or lesions'
 
 
+def format_auc(rows: pd.DataFrame) -> str:
+    """The pooled AUC of the rows of `summarize`, with its interval, as text."""
+    return format_rows(rows[rows.label == POOLED])[0]
+
+
 def pooled_auc(rows: pd.DataFrame) -> pd.Series:
     """The row of the pooled AUC in the rows of `summarize`."""
     return rows[rows.label == POOLED].iloc[0]
@@ -161,10 +185,10 @@ def tabulate_subgroups(rows: pd.DataFrame) -> pd.DataFrame:
     """The subgroups as text, a line for each; of a small one only the counts."""
     rows = rows[rows.kind == 'subgroup']
     counts = rows.groupby('label', sort=False)[['images', 'malignant']].first()
-    rows = rows.assign(text=format_rows(rows), column=rows.measure.map(MEASURES))
+    rows = rows.assign(text=format_rows(rows), column=rows.measure.map(OF_SUBGROUPS))
     rows['text'] = rows.text.where(rows.value.notna(), rows.note.where(rows.measure == 'auc', ''))
     figures = rows.pivot(index='label', columns='column', values='text')
-    columns = [MEASURES[name] for name in OF_SUBGROUPS]
+    columns = list(OF_SUBGROUPS.values())
     return counts.map('{:,}'.format).join(figures.reindex(columns=columns))
 
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
+from lib import score
+
 SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 SHARES = ['sensitivity', 'specificity']
 COUNTS = ['true_positives', 'false_negatives', 'false_positives']  # of 1,000 lesions
@@ -39,6 +41,33 @@ def count_at_thresholds(
         'false_negatives': 1000 * prior * (1 - sensitivity),
         'false_positives': 1000 * (1 - prior) * (1 - specificity),
     })  # fmt: skip
+
+
+def measure_thresholds(rows: pd.DataFrame, at: pd.DataFrame) -> pd.DataFrame:
+    """Sensitivity and specificity of `rows` (pred, target, group) at thresholds that were chosen
+    elsewhere, `at` (wanted, pred, prob): a row each, with intervals over draws of whole groups."""
+    target, hit = rows.target.to_numpy(), rows.pred.to_numpy() >= at.pred.to_numpy()[:, None]
+    code, weights = score.resample(rows.group, score.N_DRAWS, seed=0)
+    table, n = at[['wanted', 'pred', 'prob']].copy(), code.max() + 1
+    classes = {'sensitivity': (target == 1, hit), 'specificity': (target == 0, ~hit)}
+    of_group, draws = {}, {}  # of each group how many are right at each threshold, and how many are
+    for name, (own, right) in classes.items():
+        counts = [np.bincount(code[own & of], minlength=n) for of in [*right, True]]
+        of_group[name], draws[name] = np.array(counts), []
+    for weight in weights:
+        for name, counts in of_group.items():
+            draws[name].append(counts @ weight)
+    for name, (own, right) in classes.items():
+        table[[name, low := f'{name}_low', high := f'{name}_high']] = np.nan
+        if not own.any():
+            continue
+        table[name] = right[:, own].mean(axis=1)
+        if (n_own := len(np.unique(code[own]))) > 1:
+            *n_right, n_drawn = np.array(draws[name]).T
+            with np.errstate(invalid='ignore'):  # a draw may have none of the class
+                pairs, half = zip(table[name], n_right / n_drawn, strict=True), 0.5 / own.sum()
+            table[[low, high]] = [score.logit_interval(*pair, n_own, half) for pair in pairs]
+    return table
 
 
 def tabulate_thresholds(rows: pd.DataFrame) -> pd.DataFrame:

@@ -292,11 +292,11 @@ def test_each_run_is_compared_with_the_blend_and_with_the_others():
     rho = spearmanr(runs.preds).statistic
     assert compared.correlation['a'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
     table = blending.tabulate_runs(compared)
-    assert list(table) == ['weight', 'AUC', 'minus blend', 'rank correlation']
+    assert list(table) == ['weight', 'AUC', 'less the blend', 'correlation']
     row, cells = compared.loc['b'], table.loc['b']
-    assert cells.weight == '0.300' and cells['rank correlation'] == f'{row.correlation:.4f}'
+    assert cells.weight == '0.300' and cells['correlation'] == f'{row.correlation:.4f}'
     assert f'{row.auc:.4f} [{row.auc_low:.4f}, {row.auc_high:.4f}]' == cells.AUC
-    assert cells['minus blend'].startswith(f'{row.difference:+.4f} [{row.difference_low:+.4f}, ')
+    assert cells['less the blend'].startswith(f'{row.difference:+.4f} [{row.difference_low:+.4f}, ')
 
 
 def test_rank_correlations_are_scipys():

@@ -37,7 +37,7 @@ def test_the_shift_makes_a_good_models_predictions_probabilities():
     table = perfect()
     fitted = calibrate(table)
     assert fitted.prior == table.target.mean()
-    before, after = (fitted.quality.loc[name] for name in ('before', 'after'))
+    before, after = (fitted.quality.loc[name] for name in ('pred', 'prob'))
     assert after.brier < before.brier and after.ece < 0.1 * before.ece
     assert after.slope == pytest.approx(1, abs=0.15)
     assert after.intercept == pytest.approx(0, abs=0.15) and before.intercept < -3
@@ -46,7 +46,7 @@ def test_the_shift_makes_a_good_models_predictions_probabilities():
     assert fitted.odds == pytest.approx(1, rel=0.15)  # as it was trained
     text = calibration.tabulate_quality(fitted)
     assert text['Brier score'].tolist() == [f'{row.brier:.4f}' for row in (before, after)]
-    assert text['calibration slope']['after'] == f'{after.slope:.4f}'
+    assert text['calibration slope']['prob'] == f'{after.slope:.4f}'
     assert 'by one constant' in calibration.format_quality(fitted)
 
 
@@ -67,7 +67,7 @@ def test_the_odds_follow_from_the_level():
 def test_platt_mends_a_bad_model_and_is_judged_out_of_fold():
     table = perfect().assign(pred=lambda t: expit(3 * logit(t.pred) + 2))  # far too sure
     fitted = calibrate(table, platt=True)
-    before, after = (fitted.quality.loc[name] for name in ('before', 'after'))
+    before, after = (fitted.quality.loc[name] for name in ('pred', 'prob'))
     assert after.slope == pytest.approx(1, abs=0.3) and after.ece < 0.005 < before.ece
     of_test = fitted.curve(np.sort(table.pred))
     assert (np.diff(of_test) > 0).all()  # ranks stay
@@ -87,7 +87,7 @@ def test_platt_fits_the_rows_that_are_judged_and_no_other_source():
     np.testing.assert_allclose(both.prob[: len(table)], alone.prob)
     pred = np.linspace(0.01, 0.99, 50)
     np.testing.assert_allclose(both.curve(pred), alone.curve(pred))
-    assert both.quality.loc['after'].equals(alone.quality.loc['after'])
+    assert both.quality.loc['prob'].equals(alone.quality.loc['prob'])
 
 
 def test_platt_is_logistic_regression_on_the_logit():
@@ -118,7 +118,7 @@ def test_the_constant_is_judged_on_folds_that_it_was_not_fitted_to():
         across[of] = calibration.to_prior(high.pred[of].to_numpy(), share, level)
     np.testing.assert_allclose(across[rows], expected)
     quality = calibration.measure_quality(high.target.to_numpy(), across, np.ones(len(high)))
-    assert fitted.quality.loc['after'].to_dict() == pytest.approx(quality)
+    assert fitted.quality.loc['prob'].to_dict() == pytest.approx(quality)
     assert (fitted.prob == fitted.curve(high.pred.to_numpy())).all()  # one constant for all images
 
 
@@ -128,7 +128,7 @@ def test_prob_has_the_rate_of_the_judged_source_where_sources_are_mixed():
     both = pd.concat([own.assign(pred=expit(logit(own.pred) - 2)), archive], ignore_index=True)
     fitted = calibrate(both)
     assert fitted.prob[:8000].mean() == pytest.approx(own.target.mean())
-    assert abs(fitted.quality.intercept.after) < 0.1 and fitted.quality.intercept.before < -0.3
+    assert abs(fitted.quality.intercept.prob) < 0.1 and fitted.quality.intercept.pred < -0.3
 
 
 def test_a_slope_far_from_1_carries_a_hint():
@@ -140,7 +140,7 @@ def test_a_slope_far_from_1_carries_a_hint():
 def test_the_slope_of_predictions_that_hardly_vary_is_that_of_logistic_regression():
     # a young model: its logits vary by .05, and melanomas are a hundredth
     table = perfect(2000, 0.01).assign(pred=lambda t: expit(0.05 * logit(t.pred)))
-    slope = calibrate(table).quality.slope.before
+    slope = calibrate(table).quality.slope.pred
     x = np.column_stack([logit(table.pred), np.ones(len(table))])
     witness = minimize(
         lambda b: -np.sum(log_expit(np.where(table.target, 1, -1) * (x @ b))), [15, 0]
@@ -157,7 +157,7 @@ def test_another_prior_is_weighed_in():
         weight = calibration.class_weights(table.target.to_numpy(), 0.3)
         assert np.average(table.target, weights=weight) == pytest.approx(0.3)
         assert np.average(fitted.prob, weights=weight) == pytest.approx(0.3, abs=0.02)
-        assert fitted.quality.intercept['after'] == pytest.approx(0, abs=0.15)
+        assert fitted.quality.intercept['prob'] == pytest.approx(0, abs=0.15)
     target = np.r_[np.zeros(10), [0, 1] * 5, np.zeros(2), np.ones(8)]  # of .2 none is malignant
     prob, weight = np.repeat([0.2, 0.5, 0.8], 10), np.repeat([3.0, 1, 1], 10)
     assert calibration.measure_quality(target, prob, weight)['ece'] == pytest.approx(0.2 * 30 / 50)
@@ -202,7 +202,7 @@ def test_probabilities_are_for_the_competitions_own_images():
     fitted = calibrate(few)
     assert 'all 4000' in fitted.sentence and 'weighted to the rate' in fitted.sentence
     assert fitted.prior == few.target[:1000].mean()
-    assert calibrate(few, platt=True).quality.intercept['after'] == pytest.approx(0, abs=0.2)
+    assert calibrate(few, platt=True).quality.intercept['prob'] == pytest.approx(0, abs=0.2)
     with pytest.raises(Stop, match='--prior'):
         calibration.malignant_rate(table.assign(target=0))
 

@@ -111,7 +111,7 @@ def test_the_card_holds_the_figures_of_scores_json_and_the_floor(home, out, oof)
         assert shown.index.tolist() == rows.label.str.strip().tolist()
     card = ModelCard.load(out / 'twin' / 'README.md')
     assert f'The AUC out of fold is **{shown["plain pass"]["AUC, pooled"]}**' in card.text
-    subgroups = grid(out, 'sensitivity at 90 % specificity')
+    subgroups = grid(out, 'sensitivity')
     for sex, rows in oof.groupby('sex'):
         counts = subgroups.loc[f'sex: {sex}', ['images', 'malignant']].tolist()
         assert counts == [str(len(rows)), str(rows.target.sum())]
@@ -124,7 +124,7 @@ def test_calibration_and_thresholds_are_of_the_plain_pass(out, oof):
     rows = thresholds.count_at_thresholds(target, pred, fitted.curve, target.mean())
     expected = thresholds.tabulate_thresholds(rows).rename_axis(None)
     pd.testing.assert_frame_equal(grid(out, 'true positives'), expected)
-    brier = [f'{x:.4f}' for x in (((pred - target) ** 2).mean(), fitted.quality.brier.after)]
+    brier = [f'{x:.4f}' for x in (((pred - target) ** 2).mean(), fitted.quality.brier.prob)]
     assert grid(out, 'Brier score')['Brier score'].tolist() == brier
     assert brier[0] != f'{((oof.pred - target) ** 2).mean():.4f}'  # of the augmented passes
     text = ModelCard.load(out / 'twin' / 'README.md').text

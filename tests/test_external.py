@@ -12,7 +12,7 @@ from conftest import oof
 from PIL import Image
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
-from lib import external, score, tables
+from lib import external, score, tables, thresholds
 from lib.cli import Stop
 from lib.demo import draw
 
@@ -86,8 +86,8 @@ def test_the_figures_are_those_of_scikit_learn(scored, rows):
     precision = average_precision_score(rows.target, rows.pred)
     assert figures['average_precision'] == pytest.approx(precision)
     quality = {row['index']: row['brier'] for row in saved['quality']}
-    assert quality['before'] == pytest.approx(brier_score_loss(rows.target, rows.pred))
-    assert quality['after'] == pytest.approx(brier_score_loss(rows.target, rows.prob))
+    assert quality['pred'] == pytest.approx(brier_score_loss(rows.target, rows.pred))
+    assert quality['prob'] == pytest.approx(brier_score_loss(rows.target, rows.prob))
     assert f'external AUC {figures["auc"]:.4f} [' in scored[0]
 
 
@@ -189,13 +189,13 @@ def test_what_is_known_of_patients_and_of_a_missing_cache_is_said(home, outside,
 def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none():
     rows = oof(n=300, groups=30)
     at = pd.DataFrame({'wanted': [0.8, 0.9], 'pred': [0.4, 0.3], 'prob': [0.1, 0.05]})
-    narrow = external.measure_thresholds(rows.assign(group=rows.index.astype(str)), at)
+    narrow = thresholds.measure_thresholds(rows.assign(group=rows.index.astype(str)), at)
     four = pd.concat([rows] * 4, ignore_index=True)  # images of each
-    wide = external.measure_thresholds(four, at)
+    wide = thresholds.measure_thresholds(four, at)
     assert (wide.sensitivity == narrow.sensitivity).all()
     width = [of.sensitivity_high - of.sensitivity_low for of in (wide, narrow)]
     assert (width[0] > 0.6 * width[1]).all()  # by image they would be half as wide
-    benign = external.measure_thresholds(rows[rows.target == 0], at)
+    benign = thresholds.measure_thresholds(rows[rows.target == 0], at)
     assert benign.sensitivity.isna().all() and benign.specificity.notna().all()
 
 

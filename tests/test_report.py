@@ -141,7 +141,7 @@ def test_the_columns_of_the_figures_are_of_the_blend_and_of_the_floor(home, text
 
 
 def test_the_table_of_runs_holds_each_runs_auc_weight_and_difference(home, text, scores):
-    table = Page(text).table('minus blend')
+    table = Page(text).table('less the blend')
     assert table.index.tolist() == [NASTY, 'a'] == [row['run'] for row in scores['runs']]
     for row, shown in zip(scores['runs'], table.to_dict('records'), strict=True):
         saved = pd.read_csv(home / 'runs' / row['run'].replace('/', '') / 'oof.csv')
@@ -149,16 +149,16 @@ def test_the_table_of_runs_holds_each_runs_auc_weight_and_difference(home, text,
         assert shown['AUC'] == cell(row, ('auc', 'auc_low', 'auc_high')) and row['auc'] == auc
         assert shown['weight'] == f'{scores["blend"]["weights"][row["run"]]:.3f}'
         difference = cell(row, ('difference', 'difference_low', 'difference_high'), '+.4f')
-        assert shown['minus blend'].startswith(difference)
+        assert shown['less the blend'].startswith(difference)
 
 
 def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(home, text, scores):
     saved, said = pd.read_csv(home / 'report' / 'oof.csv', **tables.EXACT), scores['probability']
     own = saved[saved.source == 'competition']
     quality = Page(text).table('Brier score')['Brier score']
-    assert quality['before'] == f'{((own.pred - own.target) ** 2).mean():.4f}'
+    assert quality['pred'] == f'{((own.pred - own.target) ** 2).mean():.4f}'
     across = said['quality'][1]['brier']  # of each fold by the constant of the others
-    assert quality['after'] == f'{across:.4f}' != f'{((own.prob - own.target) ** 2).mean():.4f}'
+    assert quality['prob'] == f'{across:.4f}' != f'{((own.prob - own.target) ** 2).mean():.4f}'
     prior, table = own.target.mean(), Page(text).table('true positives')
     assert f'per 1,000 lesions of which {1000 * prior:.1f} are malignant' in text
     for (label, shown), row in zip(table.iterrows(), said['thresholds'], strict=True):
@@ -174,14 +174,14 @@ def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(h
 
 
 def test_the_subgroups_hold_the_figures_of_their_own_images(text, scores):
-    table = Page(text).table('sensitivity at 90 % specificity')
+    table = Page(text).table('sensitivity')
     rows = [row for row in scores['scores'] if row['kind'] == 'subgroup']
     assert set(table.index) == {row['label'] for row in rows} and 'sex: male' in table.index
     for row in rows:
         shown = table.loc[row['label']]
         assert shown.images == str(row['images']) and shown.malignant == str(row['malignant'])
         if row['value'] is not None:
-            assert shown[score.MEASURES[row['measure']]] == cell(row)
+            assert shown[summary.OF_SUBGROUPS[row['measure']]] == cell(row)
 
 
 def test_the_headline_and_the_sheets_say_what_the_files_say(home, text, scores):

@@ -92,10 +92,14 @@ def test_small_subgroups_show_their_counts_only():
     young = oofs[oofs.age_approx == 30]
     figures = rows[rows.label == 'age: 30 to 44'].set_index('measure')
     assert figures.value.auc == pytest.approx(roc_auc_score(young.target, young.pred))
-    measured = score.measure(young)
-    for measure in summary.OF_SUBGROUPS:
-        cell = score.format_estimate(*measured.loc[measure, ['value', 'low', 'high']])
-        assert text.loc['age: 30 to 44', score.MEASURES[measure]] == cell
+    at = np.sort(oofs.pred[oofs.target == 1])[::-1][int(np.ceil(0.9 * oofs.target.sum())) - 1]
+    called = young.pred >= at  # one threshold for all
+    assert figures.value.sensitivity == called[young.target == 1].mean()
+    assert figures.value.specificity == 1 - called[young.target == 0].mean()
+    assert (figures.low < figures.value).all() and (figures.value < figures.high).all()
+    for measure, label in summary.OF_SUBGROUPS.items():
+        cell = score.format_estimate(*figures.loc[measure, ['value', 'low', 'high']])
+        assert text.loc['age: 30 to 44', label] == cell
     assert text.loc['age: 30 to 44', 'malignant'] == str(young.target.sum())
 
 
@@ -138,6 +142,9 @@ def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     assert saved['tta'][0]['difference'] == pytest.approx(change) and change > 0
     by_patient = score.compare_paired(oofs.target, [oofs.pred, oofs.pred_plain], 1, oofs.group)
     assert saved['tta'][0]['difference_low'] == by_patient.difference_low[0]
-    assert f'changes the AUC by {change:+.4f} [' in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f'changes the AUC by {change:+.4f} [' in said
+    assert summary.RANKED in said and 'average precision' not in said  # train.py printed the rest
     summary.report_run(run, oofs, ['pred_plain'])  # train.py once more
+    assert 'average precision' in capsys.readouterr().out
     assert files.read_json(run.folder / 'scores.json') == saved
