@@ -72,11 +72,13 @@ def main(
     if lr_find:
         k = wanted[0]
         return suggest_rates(make_learner(k), 100 * accumulate, run.fold(k) / 'lr_find.png')
-    for k in run.claim(wanted):  # the unfinished ones; all processes of a launcher get the same
+    # the unfinished ones; all processes of a launcher get the same
+    for i, k in enumerate(run.claim(wanted)):
         folder, learn = run.fold(k), make_learner(k)
         run.begin()  # writes config.json, or refuses flags that it does not have
-        n, where = learn.dls.train.n, devices.describe(device)
-        print(f'{folder}: {n} images an epoch, on {where} in {precision}')
+        if i == 0:
+            n, where = learn.dls.train.n, devices.describe(device)
+            print(f'{folder}: {n} images an epoch, on {where} in {precision}')
         pictures.draw_batch(folder / 'batch.png', *learn.dls.train.one_batch(), mean, std)
         history = History(folder / 'history.csv', k)
         resume = Resume(folder / 'state.pt', k, history)  # saves each epoch, goes on from there

@@ -105,7 +105,7 @@ def test_nothing_is_printed_twice(home):
     assert len(lines) == len(set(lines)), lines
     text = '\n'.join(lines)
     assert text.count('fold 0 epoch  2/2') == 1 and text.count('2 processes train each fold') == 1
-    assert text.count('images an epoch') == 2 and text.count('out of fold [95 %') == 1
+    assert text.count('images an epoch') == 1 and text.count('out of fold [95 %') == 1
 
 
 def test_the_process_that_follows_writes_nothing_of_a_fold(home):
