@@ -43,7 +43,7 @@ from lib.callbacks import StopOnNaN
 NATIVE = (2000, 1500)  # pixels, of the images before they are cached
 N_FILES = 32  # of them; rows take them in turn
 CARD = {'arch': 'efficientnet_b5', 'size': 512, 'batch_size': 8, 'n': 640}
-CPU = {'arch': 'tf_efficientnet_lite0', 'size': 160, 'batch_size': 32, 'n': 256}
+CPU = {'arch': 'tf_efficientnet_lite0', 'size': 160, 'batch_size': 32, 'n': 128}
 
 
 def main(
@@ -51,9 +51,9 @@ def main(
     arch: str | None = None,  # any timm classifier; default: B5 on a card, else lite0
     size: int | None = None,  # pixels a side; default: 512 on a card, else 160
     batch_size: int | None = None,  # of training; default: 8 on a card, else 32
-    n: int | None = None,  # images of an epoch and of a pass; default: 640 on a card, else 256
+    n: int | None = None,  # images of an epoch and of a pass; default: 640 on a card, else 128
     n_tta_batch: int = 32,  # images in a batch of prediction
-    seconds: float = 60.0,  # after which a part begins no further round
+    seconds: float = 120.0,  # after which a part begins no further round
     out: str | None = None,  # a JSON file for the figures
 ) -> None:
     """Measure the cache, training, and test-time augmentation on this machine's device."""
