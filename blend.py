@@ -54,8 +54,9 @@ def main(
     if mix and names != list(by_hand):
         raise cli.Stop('--mix names a run that is not finished; leave it out')
     for run in runs:
-        if table is not None and run.has_begun and len(runs) > 1:  # trained here
-            print(f'{run}: mean of {read_n_tta(list_parts(run, table))} TTA passes')
+        if table is not None and run.has_begun:  # it was trained here, so it can be checked
+            n_tta = read_n_tta(list_parts(run, table))
+            print(f'{run}: mean of {n_tta} TTA passes') if len(runs) > 1 else None
     oofs = predictions.read_oofs(runs, labelled)  # None where one has no oof.csv
     tests = predictions.read_tests(runs, test)  # None where there are no test images
     predictions.check_range(how, oofs, tests)
@@ -96,13 +97,8 @@ def main(
             tests = tests.assign(prob=fitted.curve(tests.pred.to_numpy()))
         scores = report.Scores(rows, floor, sentence, compared, fitted, in_sample)
 
-    command = cli.command('blend.py', flags, main.__kwdefaults__)
-    blend = {
-        'command': command,
-        'how': 'mix' if mix else how,
-        'calibrate': calibrate,
-        'prior': prior,
-    }
+    blend = {'command': cli.command('blend.py', flags, main.__kwdefaults__)}
+    blend |= {'how': 'mix' if mix else how, 'calibrate': calibrate, 'prior': prior}
     blend['warnings'] = oofs.leaks if oofs else []
     blend['weights'] = dict(zip([*names, 'intercept'], map(float, weights), strict=False))
     with locks.held(Path(home, '.lock')):  # two blends at once would mix their files

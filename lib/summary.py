@@ -154,11 +154,6 @@ def resampling_unit(oof: pd.DataFrame) -> str:
     return f'{n:,} patients or lesions'
 
 
-def format_auc(rows: pd.DataFrame) -> str:
-    """The pooled AUC of the rows of `summarize`, with its interval, as text."""
-    return format_rows(rows[rows.label == POOLED])[0]
-
-
 def pooled_auc(rows: pd.DataFrame) -> pd.Series:
     """The row of the pooled AUC in the rows of `summarize`."""
     return rows[rows.label == POOLED].iloc[0]

@@ -75,7 +75,7 @@ def test_timm_loads_each_fold_with_equal_logits_and_its_preprocessing(arch, tmp_
         assert torch.equal(logits, net.to(memory_format=torch.contiguous_format)(x))
     assert logits.shape == (3, 1) and logits.std() > 1e-5
     data = timm.data.resolve_model_data_config(loaded)
-    assert data['input_size'] == (3, size, size) and data['interpolation'] == 'lanczos'
+    assert tuple(data['input_size']) == (3, size, size) and data['interpolation'] == 'lanczos'
     assert data['crop_pct'] == 1
     assert [*data['mean'], *data['std']] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
     weights = tmp_path / 'fold0' / 'model.safetensors'  # readable to whom config.json is

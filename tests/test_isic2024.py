@@ -76,7 +76,8 @@ def test_the_four_scripts_end_in_a_submission_of_its_own_columns_in_the_samples_
     out += ok('infer.py', '--home', home, '--n_tta', 1)
     out += ok('blend.py', '--home', home)
     assert 'melanoma' not in out and 'all 40 images, 15 malignant' in out
-    assert out.index('pAUC above 80 %', out.index('blend')) < out.rindex('AUC, pooled')
+    assert out.index('pAUC above 80 %') < out.index('AUC, pooled')
+    assert 'out of fold: pAUC above 80 %' in out
 
     submission = pd.read_csv(home / 'submission.csv')
     sample = pd.read_csv(drawn / 'sample_submission.csv')
