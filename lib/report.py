@@ -68,8 +68,7 @@ def write(
         pictures.append(figures.draw_correlations(names, correlations))
     page |= {'pictures': pictures, 'configs': read_configs(home, names, blend)}
     page |= {'date': date.today().isoformat(), 'command': blend['command']}
-    is_drawn = oof is not None and oof.image_name.str.startswith(PREFIX).all()
-    page['synthetic'] = is_drawn
+    page['synthetic'] = oof is not None and oof.image_name.str.startswith(PREFIX).all()
     files.write_text(path, render('report.html', page))
     return path
 

@@ -10,6 +10,10 @@ batch of it again and again through the Learner, and the same batch through the 
 loop. A figure is the median over the rounds, less the first quarter of each; a ratio is the median
 of the rounds' own ratios. `--seconds` limits each part. Without workers, as on the CPU, the figures
 of reading and augmentation are a part of each batch; beside a card they run ahead of it.
+
+Measured on one thread of two shared cores (lite0, 160 px), as shares of the bare loop, medians of 4
+and of 20 rounds: training .95 (.80 to .99), TTA .78 (.71 to .87), through the Learner alone .94 and
+.97. What TTA lacks is augmentation (90 ms of 605 a batch) and reading (23 ms). On a card: not yet.
 """
 # ruff: noqa: E402
 
