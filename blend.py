@@ -7,10 +7,12 @@ python blend.py --how greedy      # weights by hill climbing, scored out of fold
 
 from pathlib import Path
 
+from lib import cli  # first, since it checks the versions of packages
+
+# isort: split
 from lib import (
     blending,
     calibration,
-    cli,
     files,
     locks,
     predictions,
@@ -20,7 +22,7 @@ from lib import (
     summary,
     tables,
 )
-from lib.parts import list_parts, read_n_tta
+from lib.parts import check_predicted
 from lib.runs import choose_finished, find_runs
 
 
@@ -31,8 +33,8 @@ def main(
     how: str = 'mean',  # mean, rank (mean of ranks), greedy (hill climbing) or stack (logistic)
     mix: str | None = None,  # weights by hand instead, as a=.5,b=.5, of the runs that it names
     calibrate: str | None = None,  # platt: fit prob by a logistic curve instead of a constant
-    prior: float | None = None,  # rate of malignant images that prob is for; default: their own
-    images: bool = True,  # show images of patients in the report; --noimages before you share it
+    prior: float | None = None,  # malignant images' rate that prob is for; default: as labelled
+    images: bool = True,  # show images of patients in the report; --noimages to share the page
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
     flags = locals()
@@ -53,10 +55,7 @@ def main(
     names = [run.name for run in runs]
     if mix and names != list(by_hand):
         raise cli.Stop('--mix names a run that is not finished; leave it out')
-    for run in runs:
-        if table is not None and run.has_begun:  # it was trained here, so it can be checked
-            n_tta = read_n_tta(list_parts(run, table))
-            print(f'{run}: mean of {n_tta} TTA passes') if len(runs) > 1 else None
+    check_predicted(runs, table)
     oofs = predictions.read_oofs(runs, labelled)  # None where one has no oof.csv
     tests = predictions.read_tests(runs, test)  # None where there are no test images
     predictions.check_range(how, oofs, tests)
@@ -107,8 +106,8 @@ def main(
         files.write_json(Path(home, 'report', 'scores.json'), record)
         submission = Path(home, 'submission.csv')
         if tests is None:
-            print('there are no test images, so there is nothing to submit; an old file is deleted')
-            submission.unlink(missing_ok=True)
+            print(f'there are no test images, so there is nothing to submit: no {submission}')
+            submission.unlink(missing_ok=True)  # an old one
         else:
             predictions.write_submission(submission, tests, tables.competition_of(table, oof))
             print(f'{submission}: {len(tests)} rows, the {blend["how"]} of {len(names)} run(s)')

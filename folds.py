@@ -7,9 +7,12 @@ python folds.py --check FILE      # whether anybody's table of folds leaks
 
 from pathlib import Path
 
+from lib import cli  # first, since it checks the versions of packages
+
+# isort: split
 import pandas as pd
 
-from lib import archives, cli, files, shortcuts, splits, tables
+from lib import archives, files, shortcuts, splits, tables
 from lib.demo import make as make_demo
 from lib.home import choose_folds, write_folds
 

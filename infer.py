@@ -31,7 +31,7 @@ def main(
     n_tta: int = 15,  # passes of test-time augmentation, each augmented anew as in training
     batch_size: int = 32,  # images per batch
     seed: int = 0,  # of the random augmentation
-    prior: float | None = None,  # rate of malignant images that prob is for; default: their own
+    prior: float | None = None,  # malignant images' rate that prob is for; default: as labelled
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the new CSV of --images: image_name, pred, prob
     labels: str | None = None,  # a table of image_name and target of --images, to score them
@@ -41,7 +41,7 @@ def main(
     export: str | None = None,  # write each predicted run to this folder, for timm, with its card
     workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 16
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
-    heat: int = 0,  # draw class activation maps of this many images of highest and of lowest pred
+    heat: int = 0,  # draw class activation maps of this many highest and lowest pred of each class
     compile: bool = False,  # torch.compile the models first; worth it for thousands of images
 ) -> None:
     """Write HOME/runs/NAME/oof.csv and test.csv for every run; what is made already is skipped."""

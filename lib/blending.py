@@ -155,8 +155,8 @@ def print_scores(
     runs: Sequence[Run], oof: pd.DataFrame, compared: pd.DataFrame, rows: pd.DataFrame
 ) -> None:
     """Print what each run (`compare_runs`) and the blend (`rows`, of summary.summarize) score. Of a
-    single run that was trained here train.py and infer.py have printed all, so only the first."""
-    if len(runs) == 1 and runs[0].has_begun:
+    single run that was trained here train.py and infer.py have printed them, so only the first."""
+    if len(runs) == 1 and runs[0].has_begun and compared.difference.iloc[0] == 0:
         print(f'{runs[0]}: out of fold: {rows.label[0]} {summary.format_rows(rows[:1])[0]}')
         return
     print(f'out-of-fold AUC [95 % interval over {summary.resampling_unit(oof)}]')

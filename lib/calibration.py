@@ -190,7 +190,7 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
         return no_probabilities(oof, str(why))
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'
-    method = f'pred moved, by one constant on its logit, to a mean of {prior:.4g}'
+    method = f'pred with one constant added to its logit, so that the mean is {prior:.4g}'
     if platt:
         method = 'fitted by a logistic curve; test images get the curve of all folds together'
     method += f'; judged on {population}'
@@ -224,7 +224,7 @@ def no_probabilities(oof: pd.DataFrame, why: str) -> Calibration:
 def format_quality(fitted: Calibration) -> str:
     """The sentence as printed, and the table of `tabulate_quality`."""
     table = '' if fitted.quality.empty else f'\n{tabulate_quality(fitted).to_string()}'
-    return f'probabilities: {fitted.sentence}{table}'
+    return f'prob: {fitted.sentence}{table}'
 
 
 def tabulate_quality(fitted: Calibration) -> pd.DataFrame:

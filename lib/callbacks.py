@@ -53,9 +53,9 @@ class StopOnNaN(Callback):
             what = 'training' if self.training else 'scoring'
             raise Stop(
                 f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '
-                f'{what} step {self.iter + 1}; if it trains in half precision, add --precision '
-                'fp32, else take a smaller --lr_max (--lr_find shows which) and another --name; '
-                "this run's folder may be deleted"
+                f'{what} step {self.iter + 1}; if it trains in half precision, run it '
+                'again with --precision fp32, else take a smaller --lr_max (--lr_find shows which) '
+                'and another --name'
             )
 
 

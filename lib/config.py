@@ -15,7 +15,7 @@ from lib.cli import Stop
 from lib.model import describe_arch
 from lib.runs import MAX_SIZE, Run, hash_code, run_folder
 
-# Flags that do not decide the result, so config.json leaves them out
+# Flags that make no other run of it, so config.json leaves them out
 NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'log')
 
 

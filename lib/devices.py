@@ -24,7 +24,7 @@ def choose_device() -> torch.device:
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # torch warns of such a card in many lines
         if torch.cuda.is_available():
-            if (n := torch.cuda.device_count()) < ranks.LOCAL_WORLD:
+            if 1 < ranks.LOCAL_WORLD > (n := torch.cuda.device_count()):
                 raise Stop(
                     f'{ranks.LOCAL_WORLD} processes of a launcher need a GPU each, and there are '
                     f'{n} here; start it with --nproc_per_node {n}, or without a launcher'

@@ -241,7 +241,7 @@ def write_report(
         print(summary.format_table(tables_of[name]))
 
     page = about | tables_of | {'names': names, 'unit': unit, 'prior': f'{fitted.prior:.4g}'}
-    page |= {'few_note': report.sentence(summary.FEW_NOTE)}
+    page['few_note'] = report.sentence(summary.FEW_NOTE)
     difference['note'] = f'at home {texts[1]}, {size}'
     malignant = f'images, {auc.malignant} malignant, {unit}'
     page['headline'] = [report.figure('AUC', auc), ('scored on', f'{len(rows):,}', malignant)]

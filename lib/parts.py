@@ -207,6 +207,16 @@ def join_table(table: pd.DataFrame, oof: pd.DataFrame) -> pd.DataFrame:
     return rows.astype({'fold': int, 'target': int})
 
 
+def check_predicted(runs: list[Run], table: pd.DataFrame | None) -> None:
+    """Check the predictions of those runs that were trained here, on `table`, folds.csv; of several
+    print the number of passes. Raises: Stop as `read_n_tta` does."""
+    for run in runs if table is not None else ():
+        if run.has_begun:
+            n_tta = read_n_tta(list_parts(run, table))
+            if len(runs) > 1:
+                print(f'{run}: mean of {n_tta} TTA passes')
+
+
 def read_n_tta(parts: list[Part]) -> int:
     """The number of TTA passes in a run's pooled predictions.
 

@@ -10,7 +10,7 @@ import pandas as pd
 from lib import files, splits
 from lib.cli import Stop
 from lib.runs import Run
-from lib.tables import OOF_COLUMNS, Competition, read_csv, refuse
+from lib.tables import OOF_COLUMNS, Competition, parse_numbers, read_csv, refuse
 
 
 def read_oof(path: Path) -> pd.DataFrame:
@@ -22,7 +22,7 @@ def read_oof(path: Path) -> pd.DataFrame:
     """
     table = _read(path, ['image_name', 'target', 'pred'])
     columns = {'fold', 'age_approx', 'width', 'height'} & set(table) | {'target'}
-    table = table.assign(**{c: pd.to_numeric(table[c], errors='coerce') for c in columns})
+    table = table.assign(**{c: parse_numbers(table[c]) for c in columns})
     wrong = table[~table.target.isin([0, 1])]
     refuse(wrong, '{file}: the target of {image_name} is not 0 or 1', path)
     if 'fold' in table:
@@ -50,8 +50,7 @@ def _read(path: Path, columns: list[str]) -> pd.DataFrame:
         raise Stop(f'{path} has a row without image_name')
     is_repeated = table.image_name.duplicated()
     refuse(table[is_repeated], '{file}: it holds {image_name} more than once', path)
-    is_number = pd.to_numeric(table.pred, errors='coerce').notna()
-    table['pred'] = table.pred.where(is_number).astype(float)  # to the last bit, in any pandas
+    table['pred'] = parse_numbers(table.pred)
     wrong = table[~np.isfinite(table.pred)]
     refuse(wrong, '{file}: the prediction for {image_name} is not a number', path)
     return table

@@ -92,12 +92,13 @@ def describe_scores(oof: pd.DataFrame, scores: Scores) -> dict[str, Any]:
     page |= {'floor': sentence(scores.floor_sentence), 'few_note': sentence(summary.FEW_NOTE)}
     page['figures'] = summary.tabulate({'blend': scores.rows, 'shortcut floor': scores.floor})
     page['in_sample'] = '' if scores.in_sample is None else f'{scores.in_sample:.4f}'
-    page |= {'probabilities': sentence(fitted.sentence), 'quality': None}
+    page |= {'probabilities': f'prob: {fitted.sentence}.', 'quality': None}
     if not fitted.quality.empty:
         page |= {'quality': calibration.tabulate_quality(fitted)}
         page['thresholds'] = thresholds.tabulate_thresholds(fitted.thresholds)
         page['optimistic'] = sentence(thresholds.OPTIMISTIC)
         page['per_1000'] = f'{1000 * fitted.prior:.1f}'
+    page['common'] = f'{summary.common_threshold(oof):.4g}'
     return page | {'subgroups': summary.tabulate_subgroups(scores.rows)}
 
 

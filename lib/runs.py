@@ -109,7 +109,9 @@ class Run:
         saved = self.read_config().get('code_sha256') if self.has_begun else None
         if saved not in (None, hash_code()):
             files = f'{", ".join(CODE[:-1])} or {CODE[-1]}'
-            print(f'warning: {self} was begun with another {files}; take another --name')
+            print(
+                f'warning: {self} was begun with another {files}; train anew under another --name'
+            )
 
     def begin(self) -> None:
         """Write config.json, or check the one that is there. Raises: Stop as `check` does."""

@@ -1,8 +1,8 @@
 """Scores of out-of-fold predictions as one table of rows, which print, report, card and JSON read.
 
 A row has `kind` (main, fold or subgroup), `label` (whose figure it is), `measure` (of
-score.MEASURES), `value` with its 95 % interval `low` to `high` (NaN where there is none), `images`
-and `malignant` (what it was computed on), and `note` (why a figure is missing).
+score.MEASURES or OF_SUBGROUPS), `value` with its 95 % interval `low` to `high` (NaN where there is
+none), `images` and `malignant` (what it was computed on), and `note` (why a figure is missing).
 """
 
 from collections.abc import Mapping
@@ -35,20 +35,22 @@ COLUMNS = ['kind', 'label', 'measure', 'value', 'low', 'high', 'images', 'malign
 def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
     """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json.
 
-    With both, those of `pred_plain` are printed already: the AUCs of `pred` and the change are new.
+    With both, and where train.py has printed those of `pred_plain`, the AUCs of `pred` alone are
+    printed, and their change.
     """
+    path = run.folder / 'scores.json'
     print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
     scores = {column: summarize(oof, column) for column in columns}
-    if len(columns) == 1:
-        print(format_summaries(scores))
-    else:
-        rows, shown = scores['pred'], {'auc', competition_of(oof).measure}
-        print(format_table(tabulate({'pred': rows[rows.measure.isin(shown)]})))
+    shown = scores
+    if len(columns) > 1 and path.exists():
+        rows, own = scores['pred'], {'auc', competition_of(oof).measure}
+        shown = {'pred': rows[rows.measure.isin(own)]}
+    print(format_summaries(shown))
+    if len(columns) > 1:
         both = [oof.pred, oof.pred_plain]
         scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[:1]
         change = score.format_difference(scores['tta'].iloc[0])
         print(f'test-time augmentation changes the AUC by {change}')
-    path = run.folder / 'scores.json'
     with locks.held(run.lock):
         if 'pred' in columns or not path.exists():  # train.py again leaves infer.py's
             files.write_json(path, scores)
@@ -103,19 +105,25 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
     return pd.concat(rows, ignore_index=True)[COLUMNS]
 
 
+def common_threshold(oof: pd.DataFrame) -> float:
+    """The highest `pred` that SENSITIVITY of all malignant images reach; NaN without any."""
+    if not oof.target.any():
+        return np.nan
+    return thresholds.threshold(oof.target.to_numpy(), oof.pred.to_numpy(), SENSITIVITY)
+
+
 def measure_subgroups(
     oof: pd.DataFrame, pred: str = 'pred', at: float | None = None
 ) -> pd.DataFrame:
     """The rows of the subgroups alone, perhaps none: OF_SUBGROUPS, sensitivity and specificity at
-    the threshold `at`, by default the one that SENSITIVITY of all malignant images reach."""
+    the threshold `at`, by default `common_threshold`."""
     oof, rows = oof.assign(pred=oof[pred]), [pd.DataFrame(columns=COLUMNS)]
-    if at is None and oof.target.any():
-        at = thresholds.threshold(oof.target.to_numpy(), oof.pred.to_numpy(), SENSITIVITY)
+    at = common_threshold(oof) if at is None else at
     threshold = pd.DataFrame({'wanted': [SENSITIVITY], 'pred': at, 'prob': np.nan})
     for name, of_group in _subgroups(oof):
         measured = score.measure(of_group, least=MIN_CLASS).loc[['auc'] * 3]
         measured = measured.set_axis(list(OF_SUBGROUPS))
-        if not measured.note.any():
+        if measured.value.notna().all():  # there are enough of both classes
             figures = thresholds.measure_thresholds(of_group, threshold).iloc[0]
             for measure in ('sensitivity', 'specificity'):
                 own = [measure, f'{measure}_low', f'{measure}_high']
@@ -198,7 +206,9 @@ def format_summaries(summaries: Mapping[str, pd.DataFrame]) -> str:
     rows = counted(next(iter(summaries.values())))
     lines = [format_table(tabulate(summaries))]
     lines += [f'{row.label.strip()}: {row.note}' for row in rows.itertuples() if row.note]
-    return '\n'.join(lines + ([FEW_NOTE] if pooled_auc(rows).malignant < FEW else []))
+    has_others = 'average_precision' in {*next(iter(summaries.values())).measure}
+    few = pooled_auc(rows).malignant < FEW and has_others
+    return '\n'.join(lines + ([FEW_NOTE] if few else []))
 
 
 def format_table(table: pd.DataFrame) -> str:

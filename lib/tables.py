@@ -251,6 +251,11 @@ def format_folds(table: pd.DataFrame) -> str:
     return table[COLUMNS].astype(integers).to_csv(index=False, lineterminator='\n')
 
 
+def parse_numbers(text: pd.Series) -> pd.Series:
+    """Numbers of a column of text as float, to the last bit in any pandas; else NaN."""
+    return text.where(pd.to_numeric(text, errors='coerce').notna()).astype(float)
+
+
 def check_names(table: pd.DataFrame, column: str = 'image_name') -> None:
     """Check that the names in `column`, of text, can be parts of paths. Raises: Stop."""
     is_name = table[column].str.fullmatch(r'[^/\\:\x00-\x1f]*[^/\\:\x00-\x1f.]')
@@ -289,7 +294,7 @@ def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     parsed = {'sex': sex.where(sex.isin(['male', 'female']))}
     for column, most in (('age_approx', 120), ('width', 1e6), ('height', 1e6)):
         text = table[column].map(lambda cell: str(cell).rstrip('+'), na_action='ignore')  # 85+
-        number = pd.to_numeric(text, errors='coerce')
+        number = parse_numbers(text)
         is_whole = (number % 1 == 0) | (column == 'age_approx')  # pixels are whole
         parsed[column] = number.where(number.between(0, most) & is_whole)
     for column, values in parsed.items():

@@ -5,9 +5,11 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from packaging.requirements import Requirement
-
 FILE = Path(__file__).parent.parent / 'requirements.txt'
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    sys.exit(f'error: packaging is missing. To install all: pip install -r {FILE}')
 
 
 def find_wrong(file: Path) -> list[str]:

@@ -65,6 +65,8 @@ def main(
     chosen = {'arch': arch, 'size': size, 'batch_size': batch_size, 'n': n}
     about = CPU if device.type == 'cpu' else CARD
     about = about | {flag: value for flag, value in chosen.items() if value is not None}
+    if about['n'] < 2 * max(about['batch_size'], n_tta_batch):
+        raise cli.Stop('--n must hold two batches of training and of prediction')
     figures = Figures(Path(out) if out else None)
     half = devices.choose_precision('auto', device, training=True)
     scoring = devices.choose_precision('auto', device, training=False)
@@ -218,7 +220,9 @@ def compare(figures: Figures, part: str, learn: Learner, run: Callable[[Callback
     figures.note(part, 'ms a batch: fastai', float(ms['one batch'] - ms['bare loop']))
     figures.note(part, 'ms a batch: reading and augmentation', float(ms.loader - ms['one batch']))
     if on_card:
-        figures.note(part, 'ms a batch until the CPU has queued it', 1e3 * np.median(queued[1:]))
+        figures.note(
+            part, 'ms a batch until the CPU has queued it', 1e3 * np.median(queued[1:] or queued)
+        )
         figures.note(part, 'peak GB of tensors', torch.cuda.max_memory_allocated() / 2**30)
         figures.note(part, 'peak GB from the card', torch.cuda.max_memory_reserved() / 2**30)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -35,6 +35,7 @@ os.environ['CUDA_VISIBLE_DEVICES'] = os.environ.setdefault(
 )
 if HAS_CARD := torch.cuda.is_available():
     torch.cuda.init()
+    torch.cuda.device_count()  # torch keeps what it counts first
 os.environ['CUDA_VISIBLE_DEVICES'] = ''
 mock.patch.object(torch.cuda, 'is_available', lambda: False).start()
 os.environ.setdefault('OMP_NUM_THREADS', '1')  # networks as small as these only wait for threads

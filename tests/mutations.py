@@ -332,7 +332,7 @@ ROWS = [
     ('lib/layouts.py', "judged='diagnosis_2'", "judged='diagnosis_1'",
      'test_archives.py -k isic_archive'),
     ('lib/versions.py', 'if not wanted.specifier', 'if wanted.specifier', 'test_versions.py'),
-    ('lib/devices.py', 'device_count()) < ranks', 'device_count()) < 0 * ranks',
+    ('lib/devices.py', 'if 1 < ranks', 'if 99 < ranks',
      'test_devices.py -k more_processes'),
     ('lib/archives.py', "MADE = ('cache', 'runs', 'report', 'unpacked')", 'MADE = ()',
      'test_archives.py -k are_enough'),

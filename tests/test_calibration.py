@@ -47,7 +47,7 @@ def test_the_shift_makes_a_good_models_predictions_probabilities():
     text = calibration.tabulate_quality(fitted)
     assert text['Brier score'].tolist() == [f'{row.brier:.4f}' for row in (before, after)]
     assert text['calibration slope']['prob'] == f'{after.slope:.4f}'
-    assert 'by one constant' in calibration.format_quality(fitted)
+    assert 'with one constant' in calibration.format_quality(fitted)
 
 
 def test_the_odds_follow_from_the_level():

@@ -168,7 +168,7 @@ def test_the_range_test_heat_maps_and_other_images_work_there(card, home, demo, 
     ok('train.py', '--home', home, *TRAIN, '--name', 'a')
     assert 'suggested: ' in ok('train.py', '--home', home, *TRAIN, '--name', 'b', '--lr_find')
     ok('infer.py', '--home', home, '--n_tta', 1, '--heat', 1)
-    assert len(list((home / 'runs' / 'a' / 'heat').glob('*.png'))) >= 1
+    assert len(list((home / 'runs' / 'a' / 'heat').glob('*.jpg'))) >= 1
     out = home / 'out.csv'
     images = demo / 'jpeg' / 'test'
     ok('infer.py', '--home', home, '--n_tta', 1, '--images', images, '--out', out)

@@ -30,8 +30,8 @@ def test_every_package_that_is_wrong_is_named_with_what_is_found_and_what_is_nee
 
 @pytest.mark.parametrize('script', ['folds.py', 'train.py', 'infer.py', 'blend.py'])
 def test_a_script_ends_before_it_imports_a_package_of_another_version(script, tmp_path):
-    (tmp_path / 'fire.py').write_text('raise RuntimeError("an error of a package")')
     for name, number in (('fire', '0.1'), ('pandas', '1.5.3')):
+        (tmp_path / f'{name}.py').write_text('raise RuntimeError("an error of a package")')
         (tmp_path / f'{name}-{number}.dist-info').mkdir()
         text = f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n'
         (tmp_path / f'{name}-{number}.dist-info' / 'METADATA').write_text(text)
