@@ -103,6 +103,16 @@ def test_small_subgroups_show_their_counts_only():
     assert text.loc['age: 30 to 44', 'malignant'] == str(young.target.sum())
 
 
+def test_a_subgroup_whose_malignant_images_are_of_one_patient_has_figures_and_no_intervals():
+    oofs = oof(600).assign(sex='female')
+    oofs.loc[oofs.target == 1, 'group'] = 'one'
+    rows = summary.measure_subgroups(oofs, at=0.4).set_index('measure')
+    called = oofs.pred >= 0.4
+    assert rows.value.sensitivity == called[oofs.target == 1].mean() != rows.value.auc
+    assert rows.value.specificity == 1 - called[oofs.target == 0].mean()
+    assert np.isnan(rows.low[['auc', 'sensitivity']]).all()
+
+
 def test_of_many_subgroups_the_smaller_ones_are_others():
     sites = np.minimum(np.arange(3000) // 60, 34)  # 34 of 60 images, and one of 960
     rows = summary.summarize(oof(3000).assign(anatom_site=[f's{site:02d}' for site in sites]))
@@ -133,6 +143,8 @@ def test_the_printed_table_has_a_column_for_each_and_says_where_intervals_are_ap
 def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     run, oofs = Run(tmp_path / 'runs' / 'a'), table()
     oofs['pred_plain'] = np.clip(oofs.pred + np.random.default_rng(0).normal(0, 0.3, 400), 0, 1)
+    summary.report_run(run, oofs, ['pred_plain'])  # train.py
+    assert 'average precision' in capsys.readouterr().out
     summary.report_run(run, oofs, ['pred_plain', 'pred'])
     saved = files.read_json(run.folder / 'scores.json')
     rows = pd.DataFrame(saved['pred_plain'])[summary.COLUMNS]
@@ -146,5 +158,4 @@ def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     assert f'changes the AUC by {change:+.4f} [' in said
     assert summary.RANKED in said and 'average precision' not in said  # train.py printed the rest
     summary.report_run(run, oofs, ['pred_plain'])  # train.py once more
-    assert 'average precision' in capsys.readouterr().out
     assert files.read_json(run.folder / 'scores.json') == saved
