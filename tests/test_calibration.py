@@ -57,7 +57,7 @@ def test_the_odds_follow_from_the_level():
     fitted = calibrate(table, 0.05)
     weight = calibration.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(fitted.prob, weights=weight) == pytest.approx(0.05)
-    assert 'to a mean of 0.05' in fitted.sentence
+    assert 'so that the mean is 0.05' in fitted.sentence
     with pytest.raises(Stop, match='all 0 or all 1'):
         calibration.fit_odds(0 * table.pred, 0.1, np.ones(len(table)))
     none = calibrate(table.assign(pred=0.0))
