@@ -6,6 +6,9 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+import sklearn
+from packaging.version import Version
+from sklearn.model_selection import StratifiedGroupKFold
 
 from lib import files, splits, tables
 from lib.cli import Stop
@@ -48,6 +51,19 @@ def test_no_group_is_in_two_folds_and_melanomas_are_spread_within_each_source():
     assert set(fold) == set(range(5))
     counts = table.groupby(['source', 'target', fold]).size().unstack()
     assert (counts.max(axis=1) - counts.min(axis=1) <= 2).all(), counts
+
+
+@pytest.mark.skipif(
+    Version(sklearn.__version__) < Version('1.7'), reason='its own shuffle is wrong before 1.7'
+)
+@pytest.mark.parametrize('seed', [0, 3])
+def test_folds_are_those_of_scikit_learns_own_shuffle(seed):
+    table = random_table(seed)
+    strata = table.source + table.target.astype(int).astype(str)
+    witness = StratifiedGroupKFold(5, shuffle=True, random_state=seed)
+    fold = splits.assign_folds(table, 5, seed)
+    for k, (_, rows) in enumerate(witness.split(table, strata, table.group)):
+        assert np.flatnonzero(fold == k).tolist() == rows.tolist()
 
 
 def test_a_leak_is_counted_and_named_and_rows_without_a_fold_do_not_count():
