@@ -89,6 +89,7 @@ def main(
         made = keep(parts, settings) if heat else settings  # to draw, any predictions will do
         for part in claim(parts, made):  # each locked while it is predicted
             part.write(*predict(part), settings, precision)
+        is_known = (run.folder / 'scores.json').exists()  # train.py has printed the plain pass's
         with locks.held(run.lock):
             if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest
@@ -98,7 +99,8 @@ def main(
                 rows['prob'] = fitted.curve(rows.pred.to_numpy())
             save(parts, pooled, made)
         print(f'{run}: prob: {fitted.sentence}')
-        summary.report_run(run, oof, ['pred_plain', 'pred'] if made.n_tta else ['pred_plain'])
+        columns = ['pred_plain', 'pred'] if made.n_tta else ['pred_plain']
+        summary.report_run(run, oof, columns, is_known)
         if heat:
             draw_run(run, oof, heat)
 

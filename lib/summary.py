@@ -32,17 +32,15 @@ SOURCE_ALONE = '  the source alone, no pixel seen'
 COLUMNS = ['kind', 'label', 'measure', 'value', 'low', 'high', 'images', 'malignant', 'note']
 
 
-def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
+def report_run(run: Run, oof: pd.DataFrame, columns: list[str], is_known: bool = False) -> None:
     """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json.
 
-    With both, and where train.py has printed those of `pred_plain`, the AUCs of `pred` alone are
-    printed, and their change.
+    With both, and where those of `pred_plain` are known, the AUCs of `pred` alone are printed.
     """
-    path = run.folder / 'scores.json'
     print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
     scores = {column: summarize(oof, column) for column in columns}
     shown = scores
-    if len(columns) > 1 and path.exists():
+    if len(columns) > 1 and is_known:
         rows, own = scores['pred'], {'auc', competition_of(oof).measure}
         shown = {'pred': rows[rows.measure.isin(own)]}
     print(format_summaries(shown))
@@ -51,6 +49,7 @@ def report_run(run: Run, oof: pd.DataFrame, columns: list[str]) -> None:
         scores['tta'] = score.compare_paired(oof.target, both, 1, oof.group)[:1]
         change = score.format_difference(scores['tta'].iloc[0])
         print(f'test-time augmentation changes the AUC by {change}')
+    path = run.folder / 'scores.json'
     with locks.held(run.lock):
         if 'pred' in columns or not path.exists():  # train.py again leaves infer.py's
             files.write_json(path, scores)

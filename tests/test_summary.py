@@ -145,7 +145,7 @@ def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     oofs['pred_plain'] = np.clip(oofs.pred + np.random.default_rng(0).normal(0, 0.3, 400), 0, 1)
     summary.report_run(run, oofs, ['pred_plain'])  # train.py
     assert 'average precision' in capsys.readouterr().out
-    summary.report_run(run, oofs, ['pred_plain', 'pred'])
+    summary.report_run(run, oofs, ['pred_plain', 'pred'], is_known=True)
     saved = files.read_json(run.folder / 'scores.json')
     rows = pd.DataFrame(saved['pred_plain'])[summary.COLUMNS]
     expected = summary.summarize(oofs, 'pred_plain')
@@ -156,6 +156,12 @@ def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
     assert saved['tta'][0]['difference_low'] == by_patient.difference_low[0]
     said = capsys.readouterr().out
     assert f'changes the AUC by {change:+.4f} [' in said
-    assert summary.RANKED in said and 'average precision' not in said  # train.py printed the rest
+    assert summary.RANKED in said and 'average precision' not in said
     summary.report_run(run, oofs, ['pred_plain'])  # train.py once more
     assert files.read_json(run.folder / 'scores.json') == saved
+
+
+def test_infer_py_prints_the_aucs_alone_where_train_py_has_printed_the_rest(home):
+    assert 'average precision' in (home / '1.log').read_text()
+    said = (home / '3.log').read_text()
+    assert summary.RANKED in said and 'average precision' not in said
