@@ -1,6 +1,6 @@
 """Train one network per fold to tell melanomas from benign lesions; the same command goes on.
-The README's small run (lite0, 160 px, five folds): 12 minutes of one CPU core per fold, and an
-out-of-fold AUC of .879 with a 95 % interval of .865 to .892, before test-time augmentation.
+The README's small run (lite0, 160 px, five folds): 12 to 22 minutes of one CPU core per fold, and
+an out-of-fold AUC of .878 with a 95 % interval of .863 to .891, before test-time augmentation.
 
 python train.py --size 512 --cutout           # efficientnet_b5, five folds
 python train.py --lr_find                     # suggest learning rates by a range test on one fold
