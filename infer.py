@@ -1,6 +1,6 @@
 """Let every trained run predict its held-out images and the test images.
 
-python infer.py --n_tta 15        # 15 passes; the README's small run: AUC .901 [.888, .912]
+python infer.py --n_tta 15        # 15 passes; the README's small run: AUC .901 [.889, .912]
 python infer.py --n_tta 0         # the plain pass alone: 16 times faster
 python infer.py --images DIR --out FILE.csv     # any other images, by all runs together
 python infer.py --images DIR --out FILE.csv --labels TABLE.csv     # and how good that is
