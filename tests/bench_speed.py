@@ -181,7 +181,7 @@ def compare(figures: Figures, part: str, learn: Learner, run: Callable[[Callback
     """Note the speed of a Learner that `run` runs with a Clock, beside that of a bare `step`."""
     dl = learn.dls.train
     batch, size = dl.one_batch(), dl.bs
-    plain = tuple(part.as_subclass(torch.Tensor) for part in batch)
+    plain = tuple(tensor.as_subclass(torch.Tensor) for tensor in batch)
     n, on_card = max(len(dl) * 3 // 4, 1), torch.cuda.is_available()
 
     def through_learner(one: tuple | None) -> float:
