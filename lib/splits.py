@@ -18,29 +18,34 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     `table` has `image_name` and may have `patient_id` and `lesion_id`; `duplicates` is two columns
     of image names. Groups that share a lesion or a pair of duplicates are joined, also through a
     chain of them and through an image that is not in the table. A joined group has the first of
-    their names in alphabetical order.
+    their names in alphabetical order; where a patient, a lesion or an image of another group is
+    called so too, the kind is put before.
     """
-    group = table.image_name.astype(object)
-    for column in ('lesion_id', 'patient_id'):
-        if column in table:
-            group = table[column].astype(object).fillna(group)
+    ids = table.reindex(columns=['patient_id', 'lesion_id', 'image_name']).astype(object)
+    kinds = ids.apply(lambda column: f'{column.name} ' + column)  # patient 5 is not lesion 5
+    name, own = (frame.bfill(axis=1).iloc[:, 0] for frame in (ids, kinds))
     # the edges of a graph in which each connected part is one group
-    one, two = group, table.get('lesion_id', group).astype(object).fillna(group)
+    one, two = own, kinds.lesion_id.fillna(own)
     if duplicates is not None:
-        group_of = dict(zip(table.image_name, group, strict=True))
-        pairs = duplicates.map(lambda name: group_of.get(name, name))
+        own_of = dict(zip(table.image_name, own, strict=True))
+        pairs = duplicates.map(lambda name: own_of.get(name, f'image_name {name}'))
         one, two = pd.concat([one, pairs.iloc[:, 0]]), pd.concat([two, pairs.iloc[:, 1]])
-    codes, names = pd.factorize(pd.concat([one, two]))
+    codes, nodes = pd.factorize(pd.concat([one, two]))
     left, right = np.split(codes, 2)
-    graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(names), len(names)))
-    component = connected_components(graph, directed=False)[1][codes[: len(group)]]
-    return group.groupby(component).transform('min').rename('group')
+    graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(nodes), len(nodes)))
+    component = connected_components(graph, directed=False)[1][codes[: len(table)]]
+    group = name.groupby(component).transform('min')
+    is_unique = pd.Series(component, group.index).groupby(group).transform('nunique') == 1
+    return group.where(is_unique, own.groupby(component).transform('min')).rename('group')
 
 
 def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
-    """Print what may part the images of one patient or join those of several: images of `table`
-    (patient_id, lesion_id) without either; lesions of several patients; ids that differ by case or
-    a .0 alone; and a `group` (n,) of over a tenth of all images, as no real patient has."""
+    """Print warnings of what may part the images of one patient or join those of several.
+
+    They are of images of `table` (patient_id, lesion_id, source) without patient or lesion, of
+    lesions with several patients, of patients in several sources, of ids that differ by case or a
+    .0 alone, and of a `group` (n,) of over a tenth of all images, as no real patient has.
+    """
     known = table.reindex(columns=['patient_id', 'lesion_id'])
     if n := known.isna().all(axis=1).sum():
         what = f'{n} of {len(table)} images have no patient or lesion'
@@ -49,6 +54,11 @@ def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:
     if len(several := n_patients[n_patients > 1]):
         what = f'{len(several)} lesions are of several patients, such as {several.index[0]}'
         print(f'warning: {what}; those patients are one group')
+    if 'source' in table and 'patient_id' in table:
+        n_sources = table.groupby('patient_id').source.nunique()
+        if len(several := n_sources[n_sources > 1]):
+            what = f'{len(several)} patients are in several sets, such as {several.index[0]}'
+            print(f'{what}; each is taken as one person')
     ids = table.get('patient_id', group).dropna().drop_duplicates().astype(object)
     alike = ids.groupby(ids.str.lower().str.removesuffix('.0')).agg(list)
     if len(alike := alike[alike.str.len() > 1]):
