@@ -27,8 +27,8 @@ def main(
     # are known. Of an image that several sets have, the copy of the first is kept
     external: str | None = None,
     target: str | None = None,  # the column of the target in DATA's table, where it is not `target`
-    positive: str | None = None,  # its values that are a target of 1, with commas, if it has words
-    negative: str | None = None,  # its values that are 0; by default benign, nevus, no and the like
+    positive: str | None = None,  # words that are a target of 1, with commas, if targets are words
+    negative: str | None = None,  # those that are 0, by default nevus and the like; drops others
     check: str | None = None,  # only count the groups that are in two folds of this CSV
     fold_column: str = 'fold',  # the column of --check's folds; a negative fold is none
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo
@@ -62,9 +62,10 @@ def main(
     splits.check_groups(table.group[labelled], table.fold[labelled])
 
     write_folds(table, home)
-    credits = table.groupby(['source', 'licence', 'attribution'], dropna=False).size()
-    if len(credits := credits.rename('images').reset_index().dropna(subset='licence')):
-        files.write_csv(home / 'attribution.csv', credits)  # for the card of infer.py --export
+    with_licence = table[table.source.isin(table.source[table.licence.notna()])]
+    if len(with_licence):  # for the card of infer.py --export
+        credits = with_licence.groupby(['source', 'licence', 'attribution'], dropna=False).size()
+        files.write_csv(home / 'attribution.csv', credits.rename('images').reset_index())
     print_folds(table[labelled])
     # The AUC of a model that sees no pixel, to compare every later score with
     print(shortcuts.measure(table[labelled])[1])

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib import tables
+from lib import cli, tables
 from lib.cli import Stop
 from lib.hdf5 import unpack
 from lib.images import FORMATS
@@ -41,18 +41,18 @@ class Archive(NamedTuple):
 def choose_external(external: str | None, folder: Path) -> list[str]:
     """The folders in `folder` that --external names, in its order; by default all that are read, in
     the order of LAYOUTS. A line names the others. Raises: Stop where it names another."""
-    there = {path.name: open_archive(path) for path in sorted(folder.glob('[!.]*/'))}
-    known = {name: archive for name, archive in there.items() if archive}
+    there = [path.name for path in sorted(folder.glob('[!.]*/'))]
+    names = there if external is None else [] if external == 'none' else cli.split(external)
+    found = {name: open_archive(folder / name) for name in names if name in there}
+    known = {name: archive for name, archive in found.items() if archive}
+    unread = [name for name in names if name not in known]
     if external is None:
-        if unread := sorted(there.keys() - known.keys()):
+        if unread:
             print(f'{folder}: not read: {", ".join(unread)}; no table there is of a known layout')
         return sorted(known, key=lambda name: LAYOUTS.index(known[name].layout))
-    names = [] if external == 'none' else [name.strip() for name in external.split(',')]
-    if wrong := [name for name in names if name not in known]:
-        listing = ', '.join(known) or 'none'
-        raise Stop(
-            f'--external {wrong[0]}: {folder} has no such set; those that are read: {listing}'
-        )
+    if unread:
+        listing = ', '.join(there) or 'nothing'
+        raise Stop(f'--external {unread[0]}: no such set is in {folder}, which holds {listing}')
     return names
 
 
@@ -83,7 +83,7 @@ def open_archive(folder: Path, own: bool = False) -> Archive | None:
     of_name = {path.name.lower(): path for path in reversed(others)}
     there = [(k, path) for k in LAYOUTS if (path := _locate(k.labels.names, of_name))]
     found = [(k, path) for k, path in there if _fits(path, k.labels.columns)]
-    # a table of a name that one layout alone has is read all the same, for what is wrong with it
+    # Where no header fits, a table of an unmistakable name is taken: reading it says what it lacks
     found = found or [(k, path) for k, path in there if own or k.named][-1:]
     if not found:
         return None
@@ -136,13 +136,14 @@ def read_all(
     others = [open_archive(data / 'external' / name) for name in external]
     parts = [_read_labelled(own, labels), *(_read_labelled(k, tables.LABELS) for k in others)]
     table = pd.concat([*parts, _read_test(own)], ignore_index=True)
+    table['image_name'] = table.groupby('source').file.transform(_shorten)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
     table['id'] = table.image_name.str.removesuffix('_downsampled')
     table = _leave_out(table, data)
     is_isic = table.id.str.fullmatch(ISIC_ID)
     twice = table[~is_isic & table.image_name.duplicated() & ~table.duplicated(['source', 'id'])]
-    sentence = 'two sets have an image named {image_name}, and only an ISIC id says that it is one'
-    tables.refuse(twice, f'{sentence}; rename those of {{source}}')
+    sentence = 'two sets have an image named {image_name}, and without an ISIC id it is not known'
+    tables.refuse(twice, f'{sentence} whether it is the same one; rename that of {{source}}')
     more = ['lesion_id', 'licence', 'attribution', 'id', 'file', 'folder']
     table = table.reindex(columns=[*tables.COLUMNS, *more])
     text = ['patient_id', 'lesion_id', 'diagnosis', 'sex', 'anatom_site', 'skin_tone']
@@ -180,7 +181,7 @@ def read_duplicates(data: Path) -> pd.DataFrame | None:
 
 
 def read_excluded(data: Path) -> set[str]:
-    """The ISIC ids in DATA/exclude.txt, one name a line, with a suffix such as .jpg or without."""
+    """The names in DATA/exclude.txt, one a line, as they are in a table or in folds.csv."""
     path = data / 'exclude.txt'
     text = path.read_text(encoding='utf-8-sig', errors='replace') if path.exists() else ''
     names = filter(None, map(str.strip, text.splitlines()))
@@ -193,10 +194,14 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     try:
         rows = tables.read_csv(path, layout.labels.columns, only=layout.leaks)
         for column, values in layout.kept.items():
-            if column in rows and (is_kept := rows[column].isin(values)).any():
+            if column not in rows:
+                continue
+            is_kept, words = rows[column].isin(values), ' or '.join(values)
+            if is_kept.any():
                 rows = rows[is_kept]
-                n, words = (~is_kept).sum(), ' or '.join(values)
-                print(f'{path}: {n} rows whose {column} is not {words} are left out')
+                print(f'{path}: {(~is_kept).sum()} rows whose {column} is not {words} are left out')
+            else:
+                print(f'{path}: no {column} is {words}, so all rows are taken')
         if layout.classes:
             is_class = rows[[c for c in layout.classes if c in rows]].astype(float) == 1
             rows['diagnosis'] = is_class.idxmax(axis=1).where(is_class.any(axis=1), layout.no_class)
@@ -211,18 +216,20 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
     for column, of_columns in layout.first.items():
         rows[column] = rows.reindex(columns=of_columns).bfill(axis=1).iloc[:, 0].str.lower()
     if layout.malignant:
-        rows['target'] = rows[layout.judged].isin(layout.malignant).astype(int).astype(str)
+        judged = rows[layout.judged]
+        target = judged.isin(layout.malignant).astype(int).astype(str)
+        rows['target'] = target.where(judged.notna() & ~judged.isin(layout.unclear))
     rows = tables.parse_target(rows, path, labels)
-    return _of_archive(rows, archive, 'train').sort_values('image_name')
+    rows = _of_archive(rows, archive, 'train')
+    return rows.sort_values('file', key=lambda files: files.str.split('/').str[-1])
 
 
 def _read_test(own: Archive) -> pd.DataFrame:
     """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
     layout = own.layout
-    beside = _locate(
-        layout.labels.names, own.tables
-    ).parent  # another folder's test.csv is another's
-    of_name = {name: path for name, path in own.tables.items() if path.parent == beside}
+    folder = _locate(layout.labels.names, own.tables).parent
+    # a test.csv in another folder belongs to another set
+    of_name = {name: path for name, path in own.tables.items() if path.parent == folder}
     path, sample = (_locate(names, of_name) for names in (layout.test, SAMPLE.names))
     if path is None:
         print('there are no test images, so there is nothing to predict')
@@ -239,24 +246,29 @@ def _read_test(own: Archive) -> pd.DataFrame:
 
 
 def _of_archive(rows: pd.DataFrame, archive: Archive, split: str) -> pd.DataFrame:
-    """`rows` with what tells where they are from. A name may be a path below the set's folder."""
+    """`rows` with `file`, the name as it stands in the table, and what tells where they are from. A
+    name may be a path below the set's folder."""
     leads_out = rows.image_name.str.contains(r'(?:^|/)\.*(?:/|$)|\\', na=True)
     expected = 'a name, or a path below the folder of the set'
     tables.refuse(rows[leads_out], f'{{image_name!r}} is no image_name; expected {expected}')
-    name = rows.image_name.str.split('/').str[-1]
-    name = name if name.is_unique else rows.image_name.str.replace('/', '_')
     known = {'split': split, 'source': archive.source, 'folder': archive.folder}
-    return rows.assign(file=rows.image_name, image_name=name, **known)
+    return rows.assign(file=rows.image_name, **known)
+
+
+def _shorten(files: pd.Series) -> pd.Series:
+    """Names without slashes: the last part of each path, or where these repeat, all parts."""
+    names = files.str.split('/').str[-1]
+    return names if names.is_unique else files.str.replace('/', '_')
 
 
 def _leave_out(table: pd.DataFrame, data: Path) -> pd.DataFrame:
     """`table` without the images that exclude.txt names, in whatever source. Raises: Stop."""
     path, ids = data / 'exclude.txt', read_excluded(data)
-    is_out = table.id.isin(ids)
+    is_out = table.id.isin(ids) | table.file.isin(ids)
     sentence = '{file}: the test image {image_name} must stay, since a submission needs every row'
     tables.refuse(table[is_out & (table.split == 'test')], sentence, path)
     if ids:
-        n = len(ids & set(table.id))
+        n = len(ids & {*table.id, *table.file})
         rest = f'; {len(ids) - n} match no labelled image' if n < len(ids) else ''
         print(f'{path}: {n} of {len(ids)} names are left out{rest}')
     return table[~is_out]
@@ -270,7 +282,7 @@ def _find(rows: pd.DataFrame, archive: Archive, home: Path) -> pd.Series:
         unpack(packed, list(rows.image_name), folder := home / 'unpacked' / f'{split}-image')
         images = list(folder.glob('*.jpg'))
     named = [(tables.plain_name(path.name), path.as_posix()) for path in images]
-    if rows.file.str.contains('/').any():  # parts of the path below the folder, too
+    if rows.file.str.contains('/').any():  # names may be paths below the folder, too
         below = [(path.relative_to(archive.folder).as_posix(), path) for path in archive.images]
         named += [(tables.plain_name(name), p.as_posix()) for name, p in below if '/' in name]
     there = pd.DataFrame(named, columns=['file', 'path']).set_index('file').path

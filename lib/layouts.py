@@ -16,22 +16,23 @@ class Table(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """A set of images, told by its table of labels. Its images lie anywhere below its folder. Where
-    it has no column of the target, or of the diagnosis, `malignant` and `classes` make one.
+    """A set of images, recognised by its table of labels. Its images lie anywhere below its folder.
+    Where it has no column of the target, or of the diagnosis, `malignant` and `classes` make one.
     """
 
     source: str  # its name in folds.csv
     labels: Table
     metadata: Table | None = None  # a second table, of which only these columns are read
-    malignant: Sequence[str] = ()  # the values of `judged` with a target of 1
+    malignant: Sequence[str] = ()  # the values of `judged` with a target of 1; empty cells: none
+    unclear: Sequence[str] = ()  # the values of `judged` without a target
     judged: str = 'diagnosis'
     classes: Sequence[str] = ()  # columns of 0 and 1; that of the 1 names the diagnosis
     no_class: str = 'unknown'  # the diagnosis where all of them are 0
-    first: Mapping[str, Sequence[str]] = {}  # a column is the first of these that is not empty
+    first: Mapping[str, Sequence[str]] = {}  # a column is the first of these that is known
     kept: Mapping[str, Sequence[str]] = {}  # of columns: rows with other values are left out
     test: Sequence[str] = ()  # names of a competition's table of test images
     leaks: bool = False  # other columns tell the answer, so only those named here are read
-    named: bool = True  # beside others it has this name too; else that of its folder
+    named: bool = True  # whether it has this name below external/ too, and not that of its folder
 
 
 PERSON = ['image_name', 'patient_id', 'sex', 'age_approx']
@@ -88,10 +89,11 @@ LAYOUTS = (
     # Source: https://github.com/ImageMarkup/isic-cli
     Layout(
         'archive', Table(['metadata.csv'], ['image_name', 'diagnosis_1', 'diagnosis_2']),
-        judged='diagnosis_2',
-        malignant=['Malignant melanocytic proliferations (Melanoma)',
-                   'Collision - At least one malignant proliferation'],
-        first={'diagnosis': ['diagnosis_3', 'diagnosis_2', 'diagnosis_1'],
+        judged='judged', unclear=['malignant'],
+        malignant=['malignant melanocytic proliferations (melanoma)',
+                   'collision - at least one malignant proliferation'],
+        first={'judged': ['diagnosis_2', 'diagnosis_1'],
+               'diagnosis': ['diagnosis_3', 'diagnosis_2', 'diagnosis_1'],
                'anatom_site': ['anatom_site', 'anatom_site_2', 'anatom_site_1']},
         kept={'diagnosis_1': ['Benign', 'Malignant'], 'image_type': ['dermoscopic']},
         named=False,

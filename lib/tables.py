@@ -65,9 +65,9 @@ def read_csv(
     """The rows of a CSV file as text, empty cells as NaN; `only` its `columns`, or all.
 
     Columns have the names of folds.csv, whatever word of NAMES the file has for them. Names of
-    images are in Unicode's NFC and have no suffix. Blanks at both ends of a cell are left out. A
-    line counts the patients or lesions that several rows call by a word for nobody, such as -1;
-    they are NaN.
+    images are in Unicode's NFC and have no suffix. Blanks at both ends of a cell are left out.
+    Where several rows have a placeholder such as -1 for a patient or lesion, it becomes NaN, and a
+    line counts them.
 
     Raises: Stop where it is missing, without rows unless it `may_be_empty`, no CSV in UTF-8,
     separated by anything but commas, without one of `columns`, or where two columns of one meaning
@@ -115,7 +115,7 @@ def name_of(column: str) -> str:
 
 
 class Labels(NamedTuple):
-    """How the target of one's own images is told."""
+    """How the table of one's own images gives the target."""
 
     target: str | None = None  # its column
     positive: Sequence[str] = ()  # the values that are a target of 1, or () where they are numbers
@@ -151,8 +151,8 @@ def parse_target(rows: pd.DataFrame, path: Path, labels: Labels = LABELS) -> pd.
         for word, n in counts.items():
             print(f'{path}: {n} images of target {sides.get(word, "none, left out")}: {word}')
     elif len(wrong := rows[text.notna() & ~text.isin(sides)]):
-        sentence = f'the target of {{image_name}} is {{{column}!r}}; expected 0 or 1, or --positive'
-        refuse(wrong, sentence)
+        first = f'{path}: the target of {wrong.image_name.iloc[0]} is {wrong[column].iloc[0]!r}'
+        raise Stop(f'{first}; expected 0 or 1, or --positive with the words that are 1')
     target = text.map(sides)
     if n := target.isna().sum():
         print(f'{path}: {n} images have no target and are left out')
@@ -195,7 +195,7 @@ def read_folds(path: Path) -> pd.DataFrame:
     refuse(table[table.image_name.duplicated()], '{file}: {image_name} stands twice', path)
     table['fold'] = pd.to_numeric(table.fold, errors='coerce').where(labelled)
     is_fold = (table.fold % 1 == 0) & table.fold.between(0, 999)
-    sentence = '{file}: {image_name} is labelled and has no fold from 0 up; expected 0 to 999'
+    sentence = '{file}: {image_name} is labelled, so its fold must be a whole number from 0 to 999'
     refuse(table[labelled & ~is_fold], sentence, path)
     lacks = table.path.isna() | (labelled & table.group.isna())
     refuse(table[lacks], '{file}: every row needs a path, and every labelled row a group', path)
@@ -266,10 +266,11 @@ def check_names(table: pd.DataFrame, column: str = 'image_name') -> None:
 def parse_columns(table: pd.DataFrame) -> pd.DataFrame:
     """`table` with the types of folds.csv and the competition's words for what it describes.
 
-    `target`, ages in years and sizes in pixels become float, NaN on test rows and where an age or a
-    size cannot be true. Lines count what is not understood and becomes empty.
+    `target` becomes float, NaN on test rows; ages in years and sizes in pixels become float, NaN
+    where they cannot be true. Lines count what is not understood and becomes empty.
 
-    Raises: Stop where a name, a label or a split is none.
+    Raises: Stop where a name is impossible or repeated, a label is not 0 or 1, a split is unknown,
+    or no row is labelled.
     """
     for column in ('image_name', 'source'):
         table[column] = table[column].astype(object).fillna('')

@@ -201,7 +201,7 @@ def test_the_external_sets_are_chosen_by_flag_and_what_is_dropped_is_printed(dat
     for external in ('isic2016', 'isic2017,ham10000'):
         done = script(*command, '--external', external)
         assert done.returncode == 1
-        assert 'has no such set; those that are read: isic2017, isic2019, other' in done.stderr
+        assert 'external, which holds isic2017, isic2019, other' in done.stderr
     assert ok(*command, '--external', 'other,isic2019').count('   ham10000 ') == 2
 
 
@@ -315,6 +315,19 @@ def test_a_clinics_table_is_read_by_the_words_of_the_field(own, capsys):
     assert left_out.image_name.tolist() == ['L0', 'L1', 'L2', 'L3']
 
 
+def test_names_that_are_paths_may_end_alike_and_exclude_txt_may_have_them(own):
+    for name in ('1/L0', '1/L1', '0/L3', 'of_test/L0'):
+        image(own / 'photos' / f'{name}.png')
+    csv(own / 'train.csv', 'image_name,target\nphotos/1/L0.png,1\nphotos/1/L1,0\nphotos/0/L3,1\n')
+    csv(own / 'test.csv', 'image_name\nphotos/of_test/L0\n')
+    (own / 'exclude.txt').write_text('photos/1/L1.png\n')
+    table, _ = archives.read_all(own, [])
+    assert table.image_name.tolist() == ['photos_1_L0', 'photos_0_L3', 'photos_of_test_L0']
+    assert [path.split('photos/')[1] for path in table.path] == [
+        '1/L0.png', '0/L3.png', 'of_test/L0.png',
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ('text', 'says'),
     [
@@ -358,9 +371,10 @@ def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys, ok):
         'ISIC_4,A,CC-BY,Benign,,Nevus,dermoscopic,,',
         'ISIC_5,A,CC-BY,Indeterminate,,,dermoscopic,,',
         f'ISIC_6,A,CC-BY,Malignant,{melanoma},,clinical: close-up,,',
+        'ISIC_7,A,CC-BY,Malignant,,,dermoscopic,,',  # of which cancer it does not tell
     ]
     csv(folder / 'metadata.csv', '\n'.join(lines))
-    for i in range(1, 7):
+    for i in range(1, 8):
         image(folder / 'images' / f'ISIC_{i}.jpg')
     assert archives.choose_external(None, own / 'external') == ['hospital']
     table = archives.read_all(own, ['hospital'])[0].query("source == 'hospital'")
@@ -371,6 +385,7 @@ def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys, ok):
     said = capsys.readouterr().out
     assert '1 rows whose diagnosis_1 is not Benign or Malignant are left out' in said
     assert '1 rows whose image_type is not dermoscopic are left out' in said
+    assert '1 images have no target and are left out' in said
     ok('folds.py', '--data', own, '--home', own, '--n_folds', 2)
     credits = pd.read_csv(own / 'attribution.csv').sort_values('licence')
     columns = ['source', 'licence', 'attribution', 'images']
