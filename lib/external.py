@@ -1,7 +1,7 @@
 """Images from elsewhere: predicted by all runs together, and scored where their labels are known.
 
 Nothing is fitted to them. Thresholds, probabilities and the AUC to compare with are those of the
-mean of the same runs' out-of-fold predictions, of as many TTA passes: "at home".
+mean of the same runs' out-of-fold predictions, of as many TTA passes.
 """
 
 import shlex
@@ -32,7 +32,7 @@ from lib.calibration import Calibration
 from lib.cli import Stop
 from lib.runs import Run
 from lib.score import format_estimate
-from lib.thresholds import measure_thresholds
+from lib.thresholds import measure_thresholds, name_wanted
 
 Predict = Callable[[parts.Part], tuple[np.ndarray, ...]]
 
@@ -48,50 +48,53 @@ def predict_and_score(
     labels: tables.Labels,
 ) -> None:
     """Write the CSV `out` for the images of `folder`; with a table of labels at `path` also a JSON
-    and a page beside it. `predict`: of a part, the mean of `n_tta` passes first. Raises: Stop."""
+    and a page beside it. `predict`: of a part, the mean of `n_tta` passes first. Raises: Stop where
+    a run is not trained, or where the labels do not fit the images."""
     if not (runs := [run for run in runs if run.trained_folds]):
         raise Stop('no run has a trained fold yet; type the train.py command again')
-    table, seen, rows = images.list_images(folder), set(), None
+    table, seen = images.list_images(folder), set()
     try:
-        home, seen, leaks = read_home(runs, n_tta)
-        fitted = calibration.calibrate(home, prior)
+        oof, seen, leaks = read_mean_oof(runs, n_tta)
+        fitted = calibration.calibrate(oof, prior)
     except Stop as why:
         fitted = calibration.no_probabilities(pd.DataFrame({'pred': []}), str(why))
     if path:  # all that may be wrong is told before the work
         if fitted.thresholds.empty:
-            raise Stop(f'there are no thresholds and no prob at home: {fitted.sentence}')
+            raise Stop(f'the runs have no thresholds to score by: {fitted.sentence}')
         for end in ('.json', '.html'):
             if out.with_suffix(end).exists():
                 raise Stop(f'{out.with_suffix(end)} is there; take another --out')
         labelled = read_labels(Path(path), labels)
-        rows = join_labels(table, labelled)
-    table, n_absent = predict_images(table, runs, seen, predict)
+        if (joined := join_labels(table, labelled)).empty:
+            raise Stop(f'no image of {folder} has a label in {path}; compare the names in both')
+    table, n_absent = predict_images(table, runs, seen if path else set(), predict)
     table['prob'] = fitted.curve(table.pred.to_numpy())
     files.write_csv(out, table[['image_name', 'pred', 'prob']])
-    print(f'prob: {fitted.sentence}\n{out}: {len(table)} images. This is no diagnosis')
-    if rows is None:
+    print(f'{fitted.sentence}\n{out}: {len(table)} images. This is no diagnosis')
+    if not path:
         return
-    rows = rows.join(table[['pred', 'prob', 'is_known']], on='image').dropna(subset='pred')
+    rows = joined.join(table[['pred', 'prob', 'is_known']], on='image').dropna(subset='pred')
     ids = rows.file.str.split('/').str[-1].str.removesuffix('_downsampled')
     is_known = rows.is_known | (ids.isin(seen) & ids.str.fullmatch(ISIC_ID))
     if is_known.all():
-        raise Stop(f'no image of {folder} has a label in {path} and is new to the runs')
-    n_patients = rows.patient_id[~is_known].isin(home.patient_id.dropna()).sum()
+        raise Stop(f'the runs were trained on every image of {folder} that has a label in {path}')
+    n_patients = rows.patient_id[~is_known].isin(oof.patient_id.dropna()).sum()
     counts = [
         f'{is_known.sum()} images that the runs were trained on are left out',
         f'{len(labelled) - len(rows)} labels are without an image that can be read',
-        f'{len(table) - len(rows)} images are without a label',
-        f'{n_patients} images have a patient_id that is known at home' if n_patients else '',
+        f'{len(table) - len(joined)} images are without a label',
+        f'{n_patients} images are of a patient_id of the training images' if n_patients else '',
         f'{n_absent} images of the training are not in the cache, so a copy of one is not found'
         if n_absent
         else '',
     ]
-    print(counts := '; '.join(filter(None, counts)))
-    own, population = calibration.evaluation_rows(home)
-    about = {'folder': str(folder), 'labels': path, 'counts': report.sentence(counts)}
+    print(said := '; '.join(filter(None, counts)))
+    own, population = calibration.evaluation_rows(oof)
+    about = {'folder': str(folder), 'labels': path, 'counts': report.sentence(said)}
     about |= {'leaks': leaks, 'population': population, 'left_out': list(rows.file[is_known])}
-    about['probabilities'] = f'prob is pred, moved as at home to a rate of {fitted.prior:.4g}.'
-    write_report(out, [r.name for r in runs], rows[~is_known], fitted, home[own], about)
+    shifted = 'prob is pred with the constant that was fitted out of fold'
+    about['probabilities'] = f'{shifted}, for a rate of malignant images of {fitted.prior:.4g}.'
+    write_report(out, [r.name for r in runs], rows[~is_known], fitted, oof[own], about)
 
 
 def predict_images(
@@ -107,8 +110,8 @@ def predict_images(
         run.warn_of_code()
         print(f'{run} has {len(run.trained_folds)} trained folds')
         of_run = [parts.Part(run, k, 'other', numbered) for k in run.trained_folds]
-        with tempfile.TemporaryDirectory() as home:
-            of_run = parts.cache_images(of_run, Path(home))
+        with tempfile.TemporaryDirectory() as place:
+            of_run = parts.cache_images(of_run, Path(place))
             pred = np.mean([predict(part)[0] for part in of_run], axis=0)
             readable = of_run[0].readable
             cached = (run.home / 'cache' / str(run.config['size'])).rglob('*.jpg')
@@ -123,11 +126,11 @@ def predict_images(
 def find_twins(paths: Sequence[Path], others: Sequence[Path]) -> np.ndarray:
     """Which of the files `paths` have the same bytes as one of `others`, (n,)."""
     sizes = {path.stat().st_size for path in paths}
-    known = {path.read_bytes() for path in others if path.stat().st_size in sizes}
-    return np.array([path.read_bytes() in known for path in paths], dtype=bool)
+    known = {files.sha256(path) for path in others if path.stat().st_size in sizes}
+    return np.array([files.sha256(path) in known for path in paths], dtype=bool)
 
 
-def read_home(runs: Sequence[Run], n_tta: int) -> tuple[pd.DataFrame, set[str], str]:
+def read_mean_oof(runs: Sequence[Run], n_tta: int) -> tuple[pd.DataFrame, set[str], str]:
     """The mean of the runs' out-of-fold predictions, as `pred` beside what is known of the images;
     the names of all images that a run has seen; and a sentence where folds split patients.
 
@@ -166,7 +169,7 @@ def join_labels(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     """`rows` of `read_labels` with `image`, the index in `table` of their image: of the same path,
     else of the same name at its end. Those without an image are left out.
 
-    Raises: Stop where a name is that of two images, or an image has two labels.
+    Raises: Stop where a name is that of two images.
     """
     paths = table.image_name.map(tables.plain_name)
     ends = paths.str.split('/').str[-1]
@@ -182,12 +185,11 @@ def join_labels(table: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_aucs(one: pd.Series, other: pd.Series) -> tuple[float, float, float]:
-    """The first AUC less the second, of other images, both as rows of `score.measure`, and its 95 %
+    """The difference of two AUCs of different images, rows of `score.measure`, and its 95 %
     interval from both of theirs; NaN where one has none.
 
-    On 150 pairs of simulated sets of one true AUC, 80 images with 8 malignant ones against 600 with
-    100, it holds 0 in 98 % at .90; at .97 in 95 % of the 141 pairs that have one. The spread of the
-    draws of both would hold it in 81 to 88 %, since draws of few images vary too little.
+    In simulations of equal true AUCs (150 pairs of 80 images with 8 malignant ones and 600 with
+    100) it holds 0 in 95 to 98 %, and one from the spread of both AUCs' draws in 81 to 88 %.
     Source: Zou and Donner 2008, Statistics in Medicine 27 (square-and-add, MOVER).
     """
     difference = one.value - other.value
@@ -201,19 +203,16 @@ def write_report(
     names: list[str],
     rows: pd.DataFrame,
     fitted: Calibration,
-    home: pd.DataFrame,
+    oof: pd.DataFrame,
     about: dict[str, Any],
 ) -> None:
     """Print the scores of `rows` (read_labels, pred, prob), and write them to a JSON and a page
-    beside `out`. `home`: the rows of `read_home` that `fitted` is judged on; `about`: sentences."""
-    known = rows[['patient_id', 'lesion_id']].notna()
-    kinds = {'patients': known.patient_id, 'lesions': known.lesion_id & ~known.patient_id}
-    kinds |= {'images': ~known.any(axis=1)}
-    unit = ', else '.join(kind for kind, is_kind in kinds.items() if is_kind.any())
-    unit = f'{rows.group.nunique():,} {unit}'
+    beside `out`. `oof`: the rows of `read_mean_oof` that `fitted` is judged on; `about`: what else
+    the page says."""
+    unit = summary.resampling_unit(rows)
     scores = summary.label_rows(score.measure(rows), 'main')
-    auc, at_home = scores.loc['auc'], score.measure(home).loc['auc']
-    difference = pd.Series(compare_aucs(auc, at_home), ['value', 'low', 'high'], dtype=object)
+    auc, own_auc = scores.loc['auc'], score.measure(oof).loc['auc']
+    apart = pd.Series(compare_aucs(auc, own_auc), ['value', 'low', 'high'], dtype=object)
     thresholds = measure_thresholds(rows, fitted.thresholds)
     common = thresholds.pred[thresholds.wanted == summary.SENSITIVITY].iloc[0]
     subgroups = summary.measure_subgroups(rows, at=common)
@@ -222,30 +221,27 @@ def write_report(
     quality = {k: calibration.measure_quality(target, p, ones) for k, p in probs.items()}
     quality = pd.DataFrame(quality, dtype=float).T
 
-    texts = [format_estimate(*row[['value', 'low', 'high']]) for row in (auc, at_home)]
-    apart = format_estimate(*difference, '+.4f')
-    size = f'on {len(home):,} images, {home.target.sum()} malignant'
-    wanted = (100 * thresholds.wanted).map('wanted at home: {:.0f} %'.format)
-    table = pd.DataFrame(index=list(wanted))
+    texts = [format_estimate(*row[['value', 'low', 'high']]) for row in (auc, own_auc)]
+    own = f'{texts[1]} on {len(oof):,} images, {oof.target.sum()} malignant'
+    table = pd.DataFrame(index=name_wanted(thresholds))
     for name in ('sensitivity', 'specificity'):
         columns = thresholds[[name, f'{name}_low', f'{name}_high']].itertuples(index=False)
-        table[name] = [format_estimate(*figures, '.3f') for figures in columns]
-    table['pred from'] = [f'{pred:.4g}' for pred in thresholds.pred]
+        table[name] = [format_estimate(*shares, '.3f') for shares in columns]
+    table['threshold (pred)'] = [f'{pred:.4g}' for pred in thresholds.pred]
     tables_of = {'figures': pd.DataFrame({'external': summary.format_rows(scores)}, scores.label)}
-    of_quality = calibration.tabulate_quality(Calibration(ones, None, '', quality=quality))
     tables_of |= {'thresholds': table, 'subgroups': summary.tabulate_subgroups(subgroups)}
-    tables_of |= {'quality': of_quality.rename({'prob': 'prob, as shipped'})}
+    tables_of['quality'] = calibration.tabulate_quality(quality)
     print(f'external AUC {texts[0]} [95 % interval over {unit}]' + (auc.note and f': {auc.note}'))
-    print(f'less the AUC at home: {apart}; at home {texts[1]}, {size}')
+    print(f'minus the out-of-fold AUC, {own}: {format_estimate(*apart, "+.4f")}')
     for name in ('thresholds', 'quality'):
         print(summary.format_table(tables_of[name]))
 
     page = about | tables_of | {'names': names, 'unit': unit, 'prior': f'{fitted.prior:.4g}'}
     page['few_note'] = report.sentence(summary.FEW_NOTE)
-    difference['note'] = f'at home {texts[1]}, {size}'
-    malignant = f'images, {auc.malignant} malignant, {unit}'
-    page['headline'] = [report.figure('AUC', auc), ('scored on', f'{len(rows):,}', malignant)]
-    page['headline'].insert(1, report.figure('less the AUC at home', difference))
+    page['quality_note'] = report.sentence(calibration.QUALITY_NOTE)
+    apart['note'] = f'out of fold {own}'
+    difference = report.figure('AUC minus the out-of-fold AUC', apart)
+    page['headline'] = [report.figure('AUC', auc), difference, report.count_images(rows)]
     bins = {name: calibration.reliability(target, p, ones) for name, p in probs.items()}
     forest = pd.concat([scores.replace({'label': {'AUC': summary.POOLED}}), subgroups])
     bins = pd.concat(bins, names=['name']).reset_index('name')
@@ -253,7 +249,7 @@ def write_report(
     page['command'] = shlex.join(['python', *sys.argv])
     files.write_text(out.with_suffix('.html'), report.render('external.html', page))
     record = about | {'runs': names, 'command': page['command'], 'scores': scores}
-    record |= {'home': dict(at_home), 'difference': dict(difference), 'thresholds': thresholds}
-    record |= {'quality': quality, 'subgroups': subgroups}
+    record |= {'out_of_fold': dict(own_auc), 'difference': dict(apart)}
+    record |= {'thresholds': thresholds, 'quality': quality, 'subgroups': subgroups}
     files.write_json(out.with_suffix('.json'), record)
     print(f'{out.with_suffix(".html")}: the page; {out.with_suffix(".json")}: its figures')

@@ -1,7 +1,6 @@
 """A test on somebody else's images: nothing is fitted to them, and each figure can be had again."""
 
 import json
-import re
 import shutil
 from unittest import mock
 
@@ -97,7 +96,7 @@ def test_thresholds_prob_and_the_auc_to_compare_with_are_those_of_the_runs_mean(
     )
     pred, saved = (one.pred + twin.pred[one.index]) / 2, scored[2]
     at_home = roc_auc_score(one.target, pred)
-    assert saved['home']['value'] == pytest.approx(at_home)
+    assert saved['out_of_fold']['value'] == pytest.approx(at_home)
     auc = roc_auc_score(rows.target, rows.pred)
     assert saved['difference']['value'] == pytest.approx(auc - at_home)
     for row in saved['thresholds']:
@@ -115,13 +114,14 @@ def test_thresholds_prob_and_the_auc_to_compare_with_are_those_of_the_runs_mean(
     assert fitted.mean() == pytest.approx(one.target.mean())
 
 
-def test_the_page_says_external_and_never_out_of_fold(scored):
+def test_the_page_says_external_and_calls_none_of_its_scores_out_of_fold(scored):
     said, page = scored[0], scored[3]
     assert '<h1>External images' in page and 'skin tone: 2' in page and 'sex: female' in page
     assert 'site: head/neck' in page
-    assert not re.search('out.of.fold', page) and 'shortcut' not in page + said
+    assert '<div>AUC<b>' in page and '<div>AUC minus the out-of-fold AUC<b>' in page
+    assert 'shortcut' not in page + said
     assert page.count('data:image/png') == 4 and 'AUC by subgroup' in page
-    assert 'wanted at home: 95 %' in page and '--labels' in page
+    assert '95 % sensitivity wanted' in page and '--labels' in page
 
 
 def test_without_predictions_at_home_of_as_many_passes_the_command_is_named(
@@ -133,8 +133,12 @@ def test_without_predictions_at_home_of_as_many_passes_the_command_is_named(
     text = refusal(*ask, tmp_path / 'out.csv', *labels)
     assert 'no out-of-fold predictions of 1 passes' in text and '--n_tta 1' in text
     assert not list(tmp_path.iterdir())
+    (tmp_path / 'names.csv').write_text('image_name,target\nelsewhere,1\nnowhere,0\n')
+    text = refusal(*ask, tmp_path / 'out.csv', '--n_tta', 2, '--labels', tmp_path / 'names.csv')
+    assert 'has a label in' in text and 'compare the names' in text
+    assert not (tmp_path / 'out.csv').exists()  # told before the work
     said = ok(*ask, tmp_path / 'out.csv', '--n_tta', 0, '--only', 'twin')
-    assert 'prob: there are none, since ' in said and '--only twin --n_tta 0' in said
+    assert 'there is no prob, since ' in said and '--only twin --n_tta 0' in said
     assert pd.read_csv(tmp_path / 'out.csv').prob.isna().all()
 
 
@@ -181,9 +185,9 @@ def test_what_is_known_of_patients_and_of_a_missing_cache_is_said(home, outside,
     table.assign(target=(table.diagnostic == 'MEL').astype(int)).to_csv(tmp_path / 'labels.csv')
     said = ok(*ASK, '--home', alone, '--images', outside / 'images', '--out', tmp_path / 'o.csv',
               '--labels', tmp_path / 'labels.csv')  # fmt: skip
-    assert '1 images have a patient_id that is known at home' in said
+    assert '1 images are of a patient_id of the training images' in said
     assert '60 images of the training are not in the cache, so a copy of one is not found' in said
-    assert 'over 40 patients, else images' in said
+    assert 'over 40 images (if some are of one patient, the interval is too narrow)' in said
 
 
 def test_an_interval_at_a_threshold_is_by_patient_and_of_one_class_there_is_none():
