@@ -33,7 +33,7 @@ def main(
     how: str = 'mean',  # mean, rank (mean of ranks), greedy (hill climbing) or stack (logistic)
     mix: str | None = None,  # weights by hand instead, as a=.5,b=.5, of the runs that it names
     calibrate: str | None = None,  # platt: fit prob by a logistic curve instead of a constant
-    prior: float | None = None,  # malignant images' rate that prob is for; default: as labelled
+    prior: float | None = None,  # malignant images' rate for prob; default: as in the labelled ones
     images: bool = True,  # show images of patients in the report; --noimages to share the page
 ) -> None:
     """Blend HOME/runs/*/{oof,test}.csv into HOME/submission.csv and HOME/report/."""
@@ -87,9 +87,10 @@ def main(
             print(f'in-sample AUC of the fitted weights, optimistic: {in_sample:.4f}')
         floor, sentence = shortcuts.measure(oof)
         print(sentence)
-        fitted = calibration.calibrate(oof, prior, platt=calibrate == 'platt')
         if how == 'rank':
-            fitted = calibration.no_probabilities(oof, 'ranks are none; --how mean has them')
+            fitted = calibration.no_probabilities(oof, 'ranks are none; --how mean has one')
+        else:
+            fitted = calibration.calibrate(oof, prior, platt=calibrate == 'platt')
         print(calibration.format_quality(fitted))
         oof = oof.assign(prob=fitted.prob)
         if tests is not None:
@@ -106,11 +107,12 @@ def main(
         files.write_json(Path(home, 'report', 'scores.json'), record)
         submission = Path(home, 'submission.csv')
         if tests is None:
-            print(f'there are no test images, so there is nothing to submit: no {submission}')
-            submission.unlink(missing_ok=True)  # an old one
+            was = ', and the old one is removed' if submission.exists() else ''
+            print(f'there are no test images, so there is nothing to submit: no {submission}{was}')
+            submission.unlink(missing_ok=True)
         else:
             predictions.write_submission(submission, tests, tables.competition_of(table, oof))
-            print(f'{submission}: {len(tests)} rows, the {blend["how"]} of {len(names)} run(s)')
+            print(f'{submission}: {len(tests)} rows, {blend["how"]} of {len(names)} run(s)')
         path = report.write(Path(home), names, blend, oof, scores, rho, images)
         print(f'{path}: the report')
 

@@ -19,7 +19,17 @@ from lib.augment import batch_tfms
 from lib.export import write_exports
 from lib.external import predict_and_score
 from lib.heat import check_runs, draw_run
-from lib.parts import Part, Settings, claim, join_table, keep, list_parts, pool, save
+from lib.parts import (
+    Part,
+    Settings,
+    claim,
+    join_table,
+    list_parts,
+    pool,
+    read_prior,
+    read_settings,
+    save,
+)
 from lib.runs import choose_finished, find_runs
 from lib.tta import Passes, SeedBatch, check_finite
 
@@ -31,14 +41,14 @@ def main(
     n_tta: int = 15,  # passes of test-time augmentation, each augmented anew as in training
     batch_size: int = 32,  # images per batch
     seed: int = 0,  # of the random augmentation
-    prior: float | None = None,  # malignant images' rate that prob is for; default: as labelled
+    prior: float | None = None,  # malignant images' rate for prob; default: as in the labelled ones
     images: str | None = None,  # predict this folder of images, or this one image, instead
     out: str | None = None,  # the new CSV of --images: image_name, pred, prob
     labels: str | None = None,  # a table of image_name and target of --images, to score them
     target: str | None = None,  # the column of the target in --labels, where it is not `target`
-    positive: str | None = None,  # its values that are a target of 1, with commas, if it has words
-    negative: str | None = None,  # its values that are 0; by default benign, nevus, no and the like
-    export: str | None = None,  # write each predicted run to this folder, for timm, with its card
+    positive: str | None = None,  # words that are a target of 1, with commas, if targets are words
+    negative: str | None = None,  # those that are 0, by default nevus and the like; drops others
+    export: str | None = None,  # write each run's models for timm, and a card, to this folder
     workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 16
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
     heat: int = 0,  # draw class activation maps of this many highest and lowest pred of each class
@@ -63,11 +73,11 @@ def main(
     def predict(part: Part) -> tuple[np.ndarray, np.ndarray]:
         """The mean of the augmented passes and the plain pass, (n,) each, of the fold's model."""
         print(f'{part}, {n_tta} augmented passes and a plain one', flush=True)
-        run, draws = part.run.config, SeedBatch([seed, *part.seeds])  # by run, fold, pass, batch
-        tfms = [draws, *batch_tfms(run['mean'], run['std'], run['cutout'])]  # those of training
+        config, draws = part.run.config, SeedBatch([seed, *part.seeds])  # by run, fold, pass, batch
+        tfms = [draws, *batch_tfms(config['mean'], config['std'], config['cutout'])]
         dls = data.prediction_dls(part.readable, tfms, batch_size, workers)
-        net = model.load(run['arch'], run['size'], part.weights)
-        net = model.ProbabilityModel(net, run['size'], precision)
+        net = model.load(config['arch'], config['size'], part.weights)
+        net = model.ProbabilityModel(net, config['size'], precision)
         if compile:
             net.compile()
         # the loss is never called; if it had an activation, fastai would apply a second sigmoid
@@ -86,19 +96,21 @@ def main(
     table = tables.read_folds(Path(home, 'folds.csv'))
     for run in choose_finished(runs, table):
         parts = list_parts(run, table)  # each fold's held-out images, and the test images for each
-        made = keep(parts, settings) if heat else settings  # to draw, any predictions will do
+        made = read_settings(parts, settings) if heat else settings  # to draw, any will do
         for part in claim(parts, made):  # each locked while it is predicted
             part.write(*predict(part), settings, precision)
-        is_known = (run.folder / 'scores.json').exists()  # train.py has printed the plain pass's
+        rate = read_prior(run) if heat and prior is None else prior
+        # an earlier command has printed the scores of the plain pass then
+        is_known = (run.folder / 'scores.json').exists()
         with locks.held(run.lock):
             if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest
             oof = join_table(table, pooled['oof'])
-            fitted = calibration.calibrate(oof, prior)
+            fitted = calibration.calibrate(oof, rate)
             for rows in pooled.values():  # oof: all folds together; test: the mean of them
                 rows['prob'] = fitted.curve(rows.pred.to_numpy())
-            save(parts, pooled, made)
-        print(f'{run}: prob: {fitted.sentence}')
+            save(parts, pooled, made, rate)
+        print(f'{run}: {fitted.sentence}')
         columns = ['pred_plain', 'pred'] if made.n_tta else ['pred_plain']
         summary.report_run(run, oof, columns, is_known)
         if heat:

@@ -1,4 +1,4 @@
-"""Train one network per fold to tell melanomas from benign lesions; the same command goes on.
+"""Train a network per fold to tell melanomas from benign lesions. Typed again, it goes on.
 The README's small run (lite0, 160 px, five folds): 12 to 22 minutes of one CPU core per fold, and
 an out-of-fold AUC of .878 with a 95 % interval of .863 to .891, before test-time augmentation.
 
@@ -30,7 +30,7 @@ def main(
     weights: str | None = None,  # a local safetensors file of ImageNet weights, instead of fetching
     size: int = 512,  # side of the square images, in pixels
     cutout: bool = False,  # erase a random rectangle in half of the training images, drawn anew
-    epochs: int = 20,  # an epoch shows all malignant images and --neg_ratio times as many benign
+    epochs: int = 20,  # each shows all malignant images and --neg_ratio times as many benign
     batch_size: int = 8,  # images per batch, over all processes of torch.distributed.run
     accumulate: int = 1,  # batches per optimizer step (gradient accumulation)
     lr_min: float = 5e-6,  # learning rate at the start and the end of one-cycle

@@ -58,8 +58,8 @@ def fit(
     n_runs, n_malignant = len(oofs.names), int(target.sum())
     if how == 'greedy' and (n_runs > 10 or n_malignant < 100):
         print(
-            f'of {n_runs} runs and {n_malignant} malignant images, the plain mean was better than '
-            'greedy in simulations with more than 10 runs or fewer than 100 malignant images'
+            f'warning: there are {n_runs} runs and {n_malignant} malignant images; in simulations '
+            'with more than 10 runs, or fewer than 100 malignant images, the plain mean was better'
         )
     fit_weights = {'greedy': greedy_weights, 'stack': stack_weights}[how]
     scaled = to_scale(how, oofs.preds, oofs.folds)
@@ -170,6 +170,6 @@ def tabulate_runs(runs: pd.DataFrame) -> pd.DataFrame:
     aucs = runs[['auc', 'auc_low', 'auc_high']].itertuples(index=False)
     table['AUC'] = [score.format_estimate(*auc) for auc in aucs]
     if len(runs) > 1:
-        table['less the blend'] = runs.apply(score.format_difference, axis=1)
+        table['minus the blend'] = runs.apply(score.format_difference, axis=1)
         table['correlation'] = runs.correlation.map('{:.4f}'.format)
     return table

@@ -16,6 +16,10 @@ from lib.tables import competition_of
 from lib.thresholds import Curve, count_at_thresholds
 
 N_BINS = 10
+QUALITY_NOTE = (  # below each table of it
+    'the calibration error is over bins of equally many images. A slope below 1 says that '
+    'probabilities are too extreme, an intercept below 0 that they are too high'
+)
 TINY = 1e-7  # keeps probabilities off 0 and 1, which have no finite logit
 
 
@@ -42,7 +46,7 @@ class Calibration:
 
 
 def evaluation_rows(oof: pd.DataFrame) -> tuple[np.ndarray, str]:
-    """Which rows of `oof` (target, source) probabilities are for and judged on: (n,) bool, a name.
+    """The rows of `oof` (target, source) on which `prob` is fitted and judged: (n,) bool, in words.
 
     They are the competition's own, as the test images are; all, where it has fewer than 20
     malignant or benign images.
@@ -95,14 +99,14 @@ def fit_odds(pred: np.ndarray, prior: float, weight: np.ndarray) -> float:
     From these odds `to_prior` moves `pred` to a weighted mean of `prior`. They need nobody's word
     on how a model was trained, so they hold for blends and for the predictions of others too, and
     where sources are mixed: a model recognises the source, so that the competition's own images
-    stand at other odds than an epoch as a whole. Raises: Stop where all predictions are 0 or 1.
+    stand at other odds than an epoch as a whole. Raises: Stop where too many are 0 or 1.
     """
 
     def excess(log_odds: float) -> float:
         return np.average(to_prior(pred, prior, np.exp(log_odds)), weights=weight) - prior
 
     if excess(-50) * excess(50) >= 0:
-        raise Stop('the predictions are all 0 or all 1, so they cannot be moved to a rate')
+        raise Stop(f'too many predictions are 0 or 1 for a constant to give a mean of {prior:.4g}')
     return float(np.exp(brentq(excess, -50, 50)))
 
 
@@ -133,7 +137,7 @@ def measure_quality(
     """How well calibrated (n,) probabilities are.
 
     `brier` is the mean squared difference from the target, `ece` the expected calibration error
-    over bins of as many images each. Below a `slope` of 1 the probabilities are too extreme, below
+    over bins of equally many images. Below a `slope` of 1 the probabilities are too extreme, below
     an `intercept` of 0 too high; both are None where there is one class or one value.
     """
     brier = float(np.average((prob - target) ** 2, weights=weight))
@@ -150,7 +154,7 @@ def measure_quality(
 
 def reliability(target: np.ndarray, prob: np.ndarray, weight: np.ndarray) -> pd.DataFrame:
     """A reliability diagram's bins, a row each: the weighted means `predicted` and `observed`, the
-    bin's `weight`, and its number of `images`. Bins have as many images each, but for ties."""
+    bin's `weight`, and its number of `images`. Bins have equally many images, but for ties."""
     edges = np.unique(np.quantile(prob, np.linspace(0, 1, N_BINS + 1)))
     bins = np.clip(np.searchsorted(edges, prob, side='right') - 1, 0, max(len(edges) - 2, 0))
     columns = {'predicted': weight * prob, 'observed': weight * target, 'weight': weight}
@@ -163,9 +167,9 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
     """The probabilities of a run's or a blend's `oof` (target, source, fold, pred).
 
     `pred` is moved to the rate `prior` (None: that of the competition's own images) by a constant
-    on the logit, or goes through a `platt` curve, then each fold by a curve of the other folds.
-    The quality of both is that of curves of the other folds. Where there can be no probabilities,
-    as with one class only, the sentence says why.
+    on the logit or, with `platt`, is mapped in each fold by a logistic curve fitted to the others.
+    Quality is measured in each fold with the constant or the curve of the others. Where there can
+    be no probabilities, as with one class only, the sentence says why.
     """
     pred, target, fold = (oof[name].to_numpy() for name in ('pred', 'target', 'fold'))
 
@@ -190,22 +194,21 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
         return no_probabilities(oof, str(why))
     if not np.allclose(weight, 1):
         population += f', weighted to the rate {prior:.4g}'
-    method = f'pred with one constant added to its logit, so that the mean is {prior:.4g}'
+    method = f'prob is pred with one constant added to its logit, so that its mean is {prior:.4g}'
     if platt:
-        method = 'fitted by a logistic curve; test images get the curve of all folds together'
-    method += f'; judged on {population}'
+        method = 'prob is pred by a logistic curve; test images get the curve of all folds together'
+    method += f'. It is judged on {population}'
     prob, odds = (across, None) if platt else (curve(pred), curve.keywords['odds'])
     fitted = Calibration(prob, curve, method, prior, odds)
     if len(np.unique(target[own])) < 2 or np.ptp(pred[own]) == 0 or np.isnan(across).any():
         return fitted
-    method += ', each fold by a curve of the others'
+    method += f', in each fold with the {"curve" if platt else "constant"} of the others'
     judged = {'pred': pred[own], 'prob': across[own]}
     quality = {name: measure_quality(target[own], p, weight) for name, p in judged.items()}
     bins = {name: reliability(target[own], p, weight) for name, p in judged.items()}
     quality, slope = pd.DataFrame(quality, dtype=float).T, quality['prob']['slope']
     if slope is not None and not 0.2 <= slope <= 5:
-        method += f'. The slope of {slope:.2g} is far from 1: no constant makes such predictions '
-        method += 'probabilities'
+        method += f'. Its slope of {slope:.2g} is far from 1, so it is no probability'
     return replace(
         fitted,
         sentence=method,
@@ -218,18 +221,18 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
 def no_probabilities(oof: pd.DataFrame, why: str) -> Calibration:
     """A Calibration of NaN, for predictions that are no probabilities."""
     nothing = partial(np.full_like, fill_value=np.nan, dtype=float)
-    return Calibration(nothing(oof.pred.to_numpy()), nothing, f'there are none, since {why}')
+    return Calibration(nothing(oof.pred.to_numpy()), nothing, f'there is no prob, since {why}')
 
 
 def format_quality(fitted: Calibration) -> str:
     """The sentence as printed, and the table of `tabulate_quality`."""
-    table = '' if fitted.quality.empty else f'\n{tabulate_quality(fitted).to_string()}'
-    return f'prob: {fitted.sentence}{table}'
+    table = '' if fitted.quality.empty else f'\n{tabulate_quality(fitted.quality).to_string()}'
+    return f'{fitted.sentence}{table}'
 
 
-def tabulate_quality(fitted: Calibration) -> pd.DataFrame:
-    """How good pred, as the models give it, and prob are as probabilities, as text."""
+def tabulate_quality(quality: pd.DataFrame) -> pd.DataFrame:
+    """How good pred and prob are as probabilities (rows of `measure_quality`), as text."""
     columns = {'brier': 'Brier score', 'ece': 'expected calibration error'}
     columns |= {'slope': 'calibration slope', 'intercept': 'calibration intercept'}
     digits = '{:.4f}'.format
-    return fitted.quality.map(lambda x: '-' if np.isnan(x) else digits(x)).rename(columns=columns)
+    return quality.map(lambda x: '-' if np.isnan(x) else digits(x)).rename(columns=columns)

@@ -47,21 +47,21 @@ class StopOnNaN(Callback):
         self.fold = fold
 
     def after_batch(self) -> None:
-        """Check the loss. Raises: Stop that names fold, epoch and step."""
+        """Check the loss. Raises: Stop that names fold, epoch and batch."""
         known = self.recorder.smooth_loss.val if self.training else self.recorder.loss.total
         if not math.isfinite(known):
             what = 'training' if self.training else 'scoring'
             raise Stop(
                 f'the loss is {self.loss.item()} in fold {self.fold}, epoch {self.epoch + 1}, '
-                f'{what} step {self.iter + 1}; if it trains in half precision, run it '
+                f'{what} batch {self.iter + 1}; if it trains in half precision, run it '
                 'again with --precision fp32, else take a smaller --lr_max (--lr_find shows which) '
                 'and another --name'
             )
 
 
 class History(Callback):
-    """Prints a line after each epoch, or where these take less than a minute after every fourth,
-    writes the figures of all to a CSV file, and shows a bar.
+    """Prints a line after each epoch, or after every fourth and the last where an epoch takes less
+    than a minute; writes the figures of all to a CSV file, and shows a bar.
 
     The bar, with the time left, is drawn in a terminal only; a log file has lines only.
     """
@@ -130,7 +130,8 @@ class Resume(Callback):
     """Saves at the end of an epoch what the next one needs, and continues after the last one saved.
 
     Random states are not saved, since SeedEpoch sets them, nor the optimizer's hyperparameters,
-    which fit sets. The rows of `history` are saved too.
+    which fit sets. The rows of `history` are saved too. In fp16 the scale of the gradients starts
+    anew, so that the result differs slightly.
     """
 
     order = 65  # after History has added the epoch's row

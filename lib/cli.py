@@ -120,8 +120,8 @@ def explain(error: BaseException) -> str | None:
         # a name in a stranger's table may hold control characters of a terminal
         return ''.join(c if c.isprintable() or c == '\n' else '\ufffd' for c in text.strip())
     if isinstance(error, OSError) and (error.filename is not None or error.errno is not None):
-        hint = HINTS.get(error.errno, '')
-        return f'{error.strerror or error}: {error.filename or "while writing"}{hint}'
+        where = '' if error.filename is None else f': {error.filename}'
+        return f'{error.strerror or error}{where}{HINTS.get(error.errno, "")}'
     of_card = type(error).__name__ == 'OutOfMemoryError'  # torch's, which is not imported here
     if isinstance(error, RuntimeError) and (of_card or 'allocate memory' in str(error)):
         full = 'the GPU is out of memory' if of_card else 'out of memory'

@@ -15,7 +15,7 @@ from lib.cli import Stop
 from lib.model import describe_arch
 from lib.runs import MAX_SIZE, Run, hash_code, run_folder
 
-# Flags that make no other run of it, so config.json leaves them out
+# Flags that may change between two starts of a run; config.json leaves them out
 NOT_IN_CONFIG = ('home', 'name', 'fold', 'lr_find', 'workers', 'precision', 'log')
 
 
@@ -52,7 +52,7 @@ def open_run(
     check(flags)
     home, about = Path(flags['home']), describe_arch(flags['arch'])
     if about['arch'] != flags['arch']:
-        print(f'timm calls {flags["arch"]} {about["arch"]} now')
+        print(f'timm has renamed {flags["arch"]} to {about["arch"]}')
     table, fold = tables.read_labelled(home / 'folds.csv'), flags['fold']
     folds = sorted(table.fold.unique().tolist())
     if fold is not None and fold not in folds:

@@ -23,7 +23,7 @@ def training_dls(
 ) -> DataLoaders:
     """The DataLoaders of a fold: the rows to `train` on, and the monitored ones of `held_out`.
 
-    Both tables have the columns cached and target. `batch_size` counts the images of a step in all
+    Both tables have the columns cached and target. `batch_size` counts the images of a batch in all
     processes of a launcher together, so that a learning rate means the same however many there are.
     Raises: Stop where the processes cannot share a batch equally.
     """
@@ -78,12 +78,12 @@ def loader(
     with the model. Raises: Stop where the system cannot start any.
     """
     forks = get_start_method() == 'fork'  # fastai's transforms cannot be sent to other processes
+    paths, device = list(map(str, paths)), choose_device()
     if workers is None:
         of_one = min(max(n_cores() // ranks.LOCAL_WORLD, 1), 16)
-        workers = of_one if forks and choose_device().type != 'cpu' else 0
+        workers = of_one if forks and device.type != 'cpu' else 0
     if workers and not forks:
         raise Stop('--workers needs a system that forks processes; leave it out here')
-    paths = list(map(str, paths))
 
     def image(row: int) -> PILImage:
         try:
@@ -103,8 +103,8 @@ def loader(
         bs=batch_size,
         shuffle=train,
         num_workers=workers,
-        pin_memory=choose_device().type == 'cuda',
-        device=choose_device(),
+        pin_memory=device.type == 'cuda',
+        device=device,
         after_item=ToTensor(),
         after_batch=batch_tfms,
     )

@@ -16,7 +16,8 @@ from lib.cli import Stop
 
 
 def choose_device() -> torch.device:
-    """The first GPU, or under a launcher that of this process's local number; else the CPU.
+    """The first CUDA GPU, or under a launcher that of this process's local number; without one what
+    fastai chooses: Apple's GPU, or the CPU.
 
     Raises: Stop where a launcher has started more processes than there are GPUs, or where this
     torch has no code for the card, which a trial shows.

@@ -9,9 +9,8 @@ import pandas as pd
 import timm
 import torch
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from lib import calibration, files, model, shortcuts, summary
+from lib import calibration, files, model, report, shortcuts, summary
 from lib.cli import Stop
 from lib.demo import PREFIX
 from lib.parts import Part, join_table, list_parts, read_n_tta
@@ -73,7 +72,7 @@ def save_fold(part: Part, folder: Path) -> None:
     net.pretrained_cfg |= {'input_size': (3, size, size), 'pool_size': None, 'crop_mode': 'center'}
     net.pretrained_cfg |= {'interpolation': 'lanczos', 'custom_load': False}
     args = {'img_size': size} if known.get('fixed_input_size') else None
-    names, path = {'label_names': ['melanoma']}, folder / WEIGHTS
+    names, path = {'label_names': ['malignant']}, folder / WEIGHTS
     timm.models.save_for_hf(net, folder, names, args, safe_serialization=True)
     path.chmod(path.with_name('config.json').stat().st_mode)  # others may read the weights too
 
@@ -113,20 +112,22 @@ def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | 
         'fitted': fitted,
     }
     page |= {'auc': summary.format_rows(plain[plain.label == summary.POOLED])[0]}
-    page |= {'unit': summary.resampling_unit(oof), 'floor': floor_sentence}
-    page |= {'has_sources': oof.source.nunique() > 1, 'few_note': summary.FEW_NOTE}
+    page |= {'unit': summary.resampling_unit(oof), 'floor': report.sentence(floor_sentence)}
+    page |= {'has_sources': oof.source.nunique() > 1}
+    page |= {'few_note': report.sentence(summary.FEW_NOTE)}
+    page['has_skin_tone'] = oof.skin_tone.notna().any()
     page |= {'figures': summary.tabulate(scores | {'shortcut floor': floor})}
     page |= {'subgroups': summary.tabulate_subgroups(plain), 'quality': None}
     if not fitted.quality.empty:
-        page |= {'quality': calibration.tabulate_quality(fitted)}
-        page |= {'thresholds': tabulate_thresholds(fitted.thresholds), 'optimistic': OPTIMISTIC}
+        page |= {'quality': calibration.tabulate_quality(fitted.quality)}
+        page |= {'thresholds': tabulate_thresholds(fitted.thresholds)}
+        page |= {'optimistic': report.sentence(OPTIMISTIC)}
+        page |= {'quality_note': report.sentence(calibration.QUALITY_NOTE)}
     page['metadata'] = ModelCardData(
         license=licence, library_name='timm', pipeline_tag='image-classification',
         tags=['melanoma'], metrics=['roc_auc'],
     ).to_yaml()  # fmt: skip
-    style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **style)
-    return environment.get_template('card.jinja').render(page) + '\n'
+    return report.render('card.jinja', page) + '\n'
 
 
 def describe_sources(oof: pd.DataFrame, credits: pd.DataFrame) -> pd.DataFrame:
@@ -141,6 +142,6 @@ def describe_sources(oof: pd.DataFrame, credits: pd.DataFrame) -> pd.DataFrame:
         of_sources.setdefault(source, (source, choose_licence(licences), None))
     known = [of_sources.get(source, (None, 'unknown', None)) for source in counts.index]
     names = [f'[{name}]({url})' if url else name or '' for name, _, url in known]
-    table = counts.map(str).rename(columns={'groups': 'patients or lesions'})
+    table = counts.map(str).rename(columns={'groups': summary.name_groups(oof)})
     table.insert(0, 'images of', names)
     return table.assign(licence=[licence for _, licence, _ in known])

@@ -23,7 +23,7 @@ def atomic(path: Path) -> Iterator[Path]:
 
     A reader of `path` sees the old file or the new one, whole, even after a power cut. The
     temporary name is always the same, so the next try overwrites what a killed process has left. A
-    process holds a lock while it writes a file that another process may write too.
+    caller must hold a lock where another process may write the same file.
     """
     if ranks.following:  # the launcher's first process writes the file
         with tempfile.TemporaryDirectory() as folder:
@@ -80,9 +80,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text(encoding='utf-8'))
     except (ValueError, FileNotFoundError, RecursionError) as e:
-        raise Stop(f'{path} cannot be read as JSON ({e}); delete it and make it anew') from None
+        raise Stop(f'{path} is missing or no JSON ({e}); bring it back, or make it anew') from None
     if not isinstance(data, dict):
-        raise Stop(f'{path} holds no JSON object; delete it and make it anew')
+        raise Stop(f'{path} holds no JSON object; bring it back, or make it anew')
     return data
 
 

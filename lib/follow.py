@@ -2,7 +2,7 @@
 
 tensorboard --logdir HOME/runs                   # one curve per fold, under its run's name
 wandb sync HOME/runs/NAME/wandb/offline-run-*    # after a training with WANDB_MODE=offline
-python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb    # -- is needed
+python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb
 
 Each row of history.csv is passed on, and the scores of the held-out fold. No image is.
 """
@@ -67,9 +67,10 @@ class Follow(Callback):
     is one whole curve. A logger that fails is reported in one line and gets nothing more.
     """
 
-    order = (History.order + Resume.order) / 2
+    order = (History.order + Resume.order) / 2  # after the row is there; saved only when passed on
 
     def __init__(self, log: str | None, run: Run, k: int, history: History):
+        # `run` would be fastai's own name for whether a callback runs
         self.of_run, self.k, self.history, self.step = run, k, history, 0
         self.opened = (
             log

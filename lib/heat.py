@@ -27,8 +27,8 @@ def activation_map(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
     """What speaks for melanoma (above 0) and against it, in images: (B, 3, H, W) to (B, h, w).
 
     The features are weighted by the logit's gradient. Of a `net`, in eval mode, that ends in global
-    average pooling and one Linear layer this is the exact class activation map: its mean and the
-    bias are the logit. It stays signed, since a ReLU would empty it for many benign images.
+    average pooling and one Linear layer this is the exact class activation map: its mean plus the
+    bias is the logit. It stays signed, since a ReLU would empty it for many benign images.
     Source: https://arxiv.org/abs/1512.04150, https://arxiv.org/abs/1610.02391
     """
     with torch.no_grad():

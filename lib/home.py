@@ -10,9 +10,9 @@ from lib.cli import Stop
 
 
 def choose_folds(rows: pd.DataFrame, home: Path, n_folds: int, seed: int) -> pd.Series:
-    """The fold of each of the labelled `rows`: that of their column fold; else, where runs exist
-    and no flag asks for others, that of HOME/folds.csv, which another scikit-learn would not make;
-    else new ones. Raises: Stop where some have a fold and others not."""
+    """The fold of each of the labelled `rows`: that of their column fold, if they have one. Else,
+    where runs exist and no flag asks for others, those of HOME/folds.csv are kept. Else new ones
+    are assigned. Raises: Stop where some have a fold and others not."""
     if rows.fold.notna().any():
         fold = pd.to_numeric(rows.fold, errors='coerce')
         wrong = rows[~((fold % 1 == 0) & (fold >= 0))]

@@ -19,7 +19,7 @@ from lib.cli import Stop
 from lib.files import atomic
 from lib.layouts import SUFFIXES
 
-# whatever the suffix says: Pillow would start a program for an EPS
+# No other format is opened, whatever the suffix says: for an EPS Pillow would start a program
 FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')
 PngImagePlugin.MAX_TEXT_CHUNK = 2**26  # bytes of metadata; editors write more than Pillow's 1 MB
 

@@ -73,7 +73,7 @@ def suggest_rates(learn: Learner, n_batches: int, path: Path) -> None:
         learn.path = Path(folder)
         with learn.no_bar(), learn.no_logging():
             lr_max = learn.lr_find(num_it=n_batches, suggest_funcs=minimum).minimum
-    if np.isnan(np.array(learn.recorder.losses, dtype=float)).any():  # the suggestion is there
+    if np.isnan(np.array(learn.recorder.losses, dtype=float)).any():  # argmin calls NaN the lowest
         raise Stop('the loss is NaN in this range test; look at the images and at --weights')
     with atomic(path) as temporary:
         plt.savefig(temporary, dpi=120)

@@ -51,8 +51,9 @@ def held(path: Path, wait: bool = True) -> Iterator[bool]:
 def claim(of_lock: dict[Path, Any], is_done: Callable[[Any], bool]) -> Iterator[Any]:
     """The pieces of work that are not done and that no other process works on, one by one.
 
-    `of_lock`: the piece of each lock. The lock is held while the body of the caller's loop runs.
-    The pieces that others have are tried again after each piece.
+    `of_lock`: the piece of work of each lock file, which is locked while the body of the caller's
+    loop runs. After each piece those that other processes hold are tried again; where only such
+    pieces are left it ends, without waiting.
     """
     mine = set()
     while True:

@@ -49,7 +49,7 @@ def describe_arch(arch: str) -> dict[str, Any]:
 
 
 def create(arch: str, size: int, pretrained: bool = False, weights: str | None = None) -> nn.Module:
-    """A model from (B, 3, size, size) float, normalized images to (B, 1) logits of melanoma.
+    """A model from (B, 3, size, size) float, normalized images to (B, 1) logits of malignancy.
 
     If `pretrained`, its body starts with timm's ImageNet weights, or with those in the safetensors
     file `weights`; else at random. Its head starts as torch's Linear layers do: timm would start
@@ -85,7 +85,7 @@ def create(arch: str, size: int, pretrained: bool = False, weights: str | None =
 
 
 def check_size(model: nn.Module, size: int) -> None:
-    """Try a black image of `size` x `size` pixels. Raises: Stop where the model cannot take it."""
+    """Raises: Stop where the model cannot take an image of `size` x `size` pixels."""
     try:
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size))

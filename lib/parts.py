@@ -38,10 +38,11 @@ class Part:
     run: Run
     k: int  # the fold
     kind: str  # 'oof', 'test', or 'other' for infer.py --images
-    rows: pd.DataFrame  # of folds.csv
+    rows: pd.DataFrame  # of folds.csv, or of images.list_images
 
     def __str__(self) -> str:
-        return f'{self.run}: fold {self.k}, {len(self.rows)} {self.kind} images'
+        kind = {'oof': 'held-out', 'test': 'test', 'other': 'other'}[self.kind]
+        return f'{self.run}: fold {self.k}, {len(self.rows)} {kind} images'
 
     @property
     def path(self) -> Path:
@@ -60,7 +61,7 @@ class Part:
 
     @cached_property
     def weights_sha256(self) -> str:
-        """The hash of the weights that the fold has now: it may be trained again meanwhile."""
+        """The hash of the weights that the fold has when this is first asked for."""
         return files.sha256(self.weights)
 
     @property
@@ -77,8 +78,8 @@ class Part:
         differing = [flag for flag in now if now[flag] != record.get(flag)]
         words = [f'--{flag} was {record.get(flag)} and is {now[flag]}' for flag in differing]
         if record.get('weights_sha256') != self.weights_sha256:  # it may be trained again
-            words.append(f'the weights of fold {self.k} are others')
-        return words + ([] if is_of(self.path, self.rows) else ['the images are others'])
+            words.append(f'fold {self.k} has other weights now')
+        return words + ([] if is_of(self.path, self.rows) else ['the list of images has changed'])
 
     def is_made(self, settings: Settings) -> bool:
         """Whether the part is made, and would not be another one now."""
@@ -121,10 +122,17 @@ def is_of(path: Path, rows: pd.DataFrame) -> bool:
     return set(read_csv(path, ['image_name'], only=True).image_name) == set(rows.image_name)
 
 
-def keep(parts: list[Part], settings: Settings) -> Settings:
+def read_settings(parts: list[Part], settings: Settings) -> Settings:
     """The settings that all parts of a run were made with, or `settings` where they differ."""
     flags = {flag: parts[0].record.get(flag) for flag in asdict(settings)}
-    return kept if all(part.is_made(kept := Settings(**flags)) for part in parts) else settings
+    saved = Settings(**flags)
+    return saved if all(part.is_made(saved) for part in parts) else settings
+
+
+def read_prior(run: Run) -> float | None:
+    """The --prior that a run's pooled predictions were made with; None where there was none."""
+    path = run.folder / 'oof.json'
+    return files.read_json(path).get('prior') if path.exists() else None
 
 
 def claim(parts: list[Part], settings: Settings) -> Iterator[Part]:
@@ -178,21 +186,27 @@ def pool(parts: list[Part], settings: Settings) -> dict[str, pd.DataFrame] | Non
     if 'test' in pooled:
         means = pooled['test'].groupby('image_name', sort=False)[PREDS].mean().reset_index()
         if unread := list(means.image_name[means.pred.isna()]):
-            names = f'{", ".join(unread)}; once they can be read, delete fold*/tta_test.csv there'
-            print(f'{parts[0].run}: the median of all is the prediction of {names}')
+            print(
+                f'{parts[0].run}: {len(unread)} test images that cannot be read get the median '
+                f'prediction, such as {unread[0]}. Once they can be read, delete '
+                f'{parts[0].run}/fold*/tta_test.csv and type this again'
+            )
         pooled['test'] = means.fillna(means[PREDS].median())
     return pooled
 
 
-def save(parts: list[Part], pooled: dict[str, pd.DataFrame], settings: Settings) -> None:
-    """Write a run's oof.csv and test.csv, and oof.json with what they were made with; that is away
-    meanwhile, so that they are never of two kinds. A process holds the run's lock."""
+def save(
+    parts: list[Part], pooled: dict[str, pd.DataFrame], settings: Settings, prior: float | None
+) -> None:
+    """Write a run's oof.csv and test.csv, and oof.json with what they were made with, `prior` for
+    their `prob`; that is away meanwhile, so that they are never of two kinds. The caller holds the
+    run's lock."""
     folder = parts[0].run.folder
     for name in ('oof.json', 'scores.json'):
         (folder / name).unlink(missing_ok=True)
     for kind, rows in pooled.items():
         files.write_csv(folder / f'{kind}.csv', rows)
-    record = asdict(settings) | {'weights_sha256': hash_weights(parts)}
+    record = asdict(settings) | {'prior': prior, 'weights_sha256': hash_weights(parts)}
     files.write_json(folder / 'oof.json', record)
 
 
@@ -214,7 +228,7 @@ def check_predicted(runs: list[Run], table: pd.DataFrame | None) -> None:
         if run.has_begun:
             n_tta = read_n_tta(list_parts(run, table))
             if len(runs) > 1:
-                print(f'{run}: mean of {n_tta} TTA passes')
+                print(f'{run}: mean of {n_tta} TTA passes' if n_tta else f'{run}: plain pass')
 
 
 def read_n_tta(parts: list[Part]) -> int:

@@ -19,13 +19,16 @@ def draw_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
     history = pd.DataFrame(rows)
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     loss, auc, lr = figure.subplots(1, 3)
-    loss.plot(history.epoch, history.train_loss, color=BLUE, marker='.', label='training')
-    loss.plot(history.epoch, history.valid_loss, color=RED, marker='.', label='held out')
+    # Even without overfitting the losses differ, since the images do; so the legend tells them.
+    training, held_out = 'training, augmented', 'held out, other mixture'
+    loss.plot(history.epoch, history.train_loss, color=BLUE, marker='.', label=training)
+    loss.plot(history.epoch, history.valid_loss, color=RED, marker='.', label=held_out)
     loss.legend()
     auc.plot(history.epoch, history.auc, color=RED, marker='.')
     lr.plot(history.epoch, history.lr, color=BLUE, marker='.')
-    for axes, title in ((loss, 'loss'), (auc, 'AUC, held out'), (lr, 'learning rate at the end')):
-        axes.set(title=title, xlabel='epoch')
+    labels = 'loss (binary cross-entropy)', 'AUC, held out', 'learning rate at the end'
+    for axes, label in zip((loss, auc, lr), labels, strict=True):
+        axes.set(ylabel=label, xlabel='epoch')
         axes.xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 
@@ -55,11 +58,11 @@ def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> str:
     cells = ' x '.join(map(str, maps.shape[1:]))
     scale = max(float(np.percentile(abs(maps), 95)), 1e-6)  # the highest cells would pale the rest
     legend = (
-        f'red: for melanoma, blue: against it, in full colour from {scale:.3g} logits on; {cells} '
+        f'red: for malignant, blue: against, in full colour from {scale:.3g} logits on; {cells} '
         'cells; it shows where, not why'
     )
     if min(maps.shape[1:]) < 4:
-        legend += '. So few cells show little more than a side; a larger --size has more'
+        legend += '. So few cells tell little; a larger --size has more'
     kinds = rows.target.map({1: 'malignant', 0: 'benign'}) + rows.pred.map(' {:.4f} '.format)
     captions = kinds + rows.image_name
     rows = rows.assign(picture=captions.str.replace(' ', '_') + '.jpg')

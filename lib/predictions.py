@@ -65,12 +65,16 @@ class OofTable:
     preds: np.ndarray  # (n, k)
     folds: np.ndarray  # (n, k): of each run, whose folds may differ
     n_not_shared: int  # images that not all runs have
+    has_folds: bool = True  # whether all runs say of which fold each image is
     leaks: list[str] = field(default_factory=list)  # sentences on runs whose folds split patients
 
     @property
     def model_folds(self) -> np.ndarray:
         """The fold of each image, (n,) int, whose models predicted it, which decide the level of
-        its predictions: that of all runs, or of `rows` where the runs' folds differ."""
+        its predictions: that of all runs, or of `rows` where the runs' folds differ; 0 where a run
+        does not tell."""
+        if not self.has_folds:
+            return np.zeros(len(self.rows), dtype=int)
         is_shared = (self.folds == self.folds[:, :1]).all()
         return (self.folds[:, 0] if is_shared else self.rows.fold.to_numpy()).astype(int)
 
@@ -83,7 +87,7 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
     """
     paths = [run.folder / 'oof.csv' for run in runs]
     if missing := [run.name for run, path in zip(runs, paths, strict=True) if not path.exists()]:
-        print(f'no out-of-fold score and no prob, since {", ".join(missing)} have no oof.csv')
+        print(f'no out-of-fold score and no prob: there is no oof.csv of {", ".join(missing)}')
         return None
     oofs = [read_oof(path) for path in paths]
     known = describe_images(oofs, labelled)
@@ -115,18 +119,19 @@ def line_up(names: list[str], oofs: Sequence[pd.DataFrame], known: pd.DataFrame)
     if rows.empty:
         tables = dict(zip([*names, 'all known images'], [*oofs, known], strict=True))
         some = ', '.join(f'{table.index[0]} in {name}' for name, table in tables.items())
-        raise Stop(f'no labelled image is in all tables, whose names are such as {some}')
+        raise Stop(f'the tables have no labelled image in common; their names are such as {some}')
     rows = _with_groups_and_folds(rows.reset_index(drop=True))
     oofs = [oof.loc[rows.image_name].reset_index(drop=True) for oof in oofs]
     preds = np.column_stack([oof.pred for oof in oofs])
-    leaks = [find_leaks(name, rows.group, oof.fold) for name, oof in zip(names, oofs, strict=True)]
+    leaks = [say_leaks(name, rows.group, oof.fold) for name, oof in zip(names, oofs, strict=True)]
     folds = np.column_stack([oof.fold.fillna(rows.fold) for oof in oofs])
+    has_folds = all(oof.fold.notna().all() for oof in oofs)
     rows = rows.drop(columns=['pred', 'pred_plain', 'prob'], errors='ignore')
     n_not_shared = len(set.union(*images)) - len(rows)
-    return OofTable(rows, names, preds, folds, n_not_shared, list(filter(None, leaks)))
+    return OofTable(rows, names, preds, folds, n_not_shared, has_folds, list(filter(None, leaks)))
 
 
-def find_leaks(name: str, group: pd.Series, fold: pd.Series) -> str:
+def say_leaks(name: str, group: pd.Series, fold: pd.Series) -> str:
     """A sentence where the folds of a run split groups, so that its models have seen the patients
     that they are scored on; else ''. Rows without a fold do not count."""
     if not (leaks := splits.find_leaks(group, fold)):
@@ -147,8 +152,8 @@ def _with_groups_and_folds(rows: pd.DataFrame) -> pd.DataFrame:
         n = int(min(5, classes.min())) if len(classes) > 1 else 1
         rows['fold'] = splits.assign_folds(rows, n, 0) if n > 1 else 0
         print(
-            f'the folds are not known, or a patient is in two of them: {n} new folds, assigned by '
-            'group, are used where something is fitted'
+            'the folds are not known, or a patient is in two of them; what is fitted is fitted on '
+            + (f'{n} new folds, assigned by group' if n > 1 else 'all images together')
         )
     return rows.astype({'fold': int})
 
@@ -171,8 +176,8 @@ def read_tests(runs: Sequence[Run], test: pd.DataFrame | None) -> pd.DataFrame |
 
 
 def check_range(how: str, oofs: OofTable | None, tests: pd.DataFrame | None) -> None:
-    """Raises: Stop where there are no predictions, or unless `how` is rank with a list of all files
-    with some outside of 0..1."""
+    """Raises: Stop where there are no predictions, and, unless `how` is rank, where some are
+    outside of 0..1; it lists their files."""
     preds = {}
     if oofs is None and tests is None:
         raise Stop('these runs share no kind of predictions; make them first: python infer.py')
@@ -207,7 +212,8 @@ def _check_equal(path: Path, rows: pd.DataFrame, oof: pd.DataFrame, column: str)
 
 
 def write(folder: Path, oof: pd.DataFrame | None, test: pd.DataFrame | None) -> None:
-    """Write a blend's oof.csv and test.csv. Both are deleted first: a kill leaves no two blends."""
+    """Write a blend's oof.csv and test.csv. Both are deleted first, so that after a kill they are
+    never of two blends."""
     for name in ('oof.csv', 'test.csv'):
         (folder / name).unlink(missing_ok=True)
     for name, rows in (('oof.csv', oof), ('test.csv', test)):

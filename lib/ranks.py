@@ -57,7 +57,8 @@ def join() -> None:
 def together(items: Iterable[Any]) -> Iterator[Any]:
     """The items that the first process takes from `items`, in all processes of the launcher.
 
-    The next item is taken when all processes are done with the last. No item may be None.
+    The first process takes the next item, and the others get it when all are done with the last.
+    No item may be None.
     """
     iterator = iter(items)
     while True:

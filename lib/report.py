@@ -74,10 +74,11 @@ def write(
 
 
 def render(template: str, page: dict[str, Any]) -> str:
-    """The HTML of a template of lib with the values of `page`, all of which are escaped."""
+    """The text of a template of lib with the values of `page`, which are escaped in HTML."""
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
-    loader = FileSystemLoader(Path(__file__).parent)
-    return Environment(loader=loader, autoescape=True, **style).get_template(template).render(page)
+    loader, is_html = FileSystemLoader(Path(__file__).parent), template.endswith('.html')
+    environment = Environment(loader=loader, autoescape=is_html, **style)
+    return environment.get_template(template).render(page)
 
 
 def sentence(text: str) -> str:
@@ -92,9 +93,10 @@ def describe_scores(oof: pd.DataFrame, scores: Scores) -> dict[str, Any]:
     page |= {'floor': sentence(scores.floor_sentence), 'few_note': sentence(summary.FEW_NOTE)}
     page['figures'] = summary.tabulate({'blend': scores.rows, 'shortcut floor': scores.floor})
     page['in_sample'] = '' if scores.in_sample is None else f'{scores.in_sample:.4f}'
-    page |= {'probabilities': f'prob: {fitted.sentence}.', 'quality': None}
+    page |= {'probabilities': f'{fitted.sentence}.', 'quality': None}
     if not fitted.quality.empty:
-        page |= {'quality': calibration.tabulate_quality(fitted)}
+        page |= {'quality': calibration.tabulate_quality(fitted.quality)}
+        page['quality_note'] = sentence(calibration.QUALITY_NOTE)
         page['thresholds'] = thresholds.tabulate_thresholds(fitted.thresholds)
         page['optimistic'] = sentence(thresholds.OPTIMISTIC)
         page['per_1000'] = f'{1000 * fitted.prior:.1f}'
@@ -112,17 +114,23 @@ def figure(label: str, row: pd.Series) -> tuple[str, str, str]:
 def headline(oof: pd.DataFrame, scores: Scores) -> list[tuple[str, str, str]]:
     """The page's first figures: what each is, its value, and a note."""
     first, rows = competition_of(oof).measure, scores.rows
-    figures = []
+    cards = []
     if first != 'auc':
-        figures.append(figure(MEASURES[first], rows[rows.measure == first].iloc[0]))
-    figures.append(figure('out-of-fold AUC', summary.pooled_auc(rows)))
+        cards.append(figure(MEASURES[first], rows[rows.measure == first].iloc[0]))
+    cards.append(figure('out-of-fold AUC', summary.pooled_auc(rows)))
     floor = summary.pooled_auc(scores.floor)
-    figures.append(figure('shortcut floor, no pixel seen', floor))
+    cards.append(figure('shortcut floor, no pixel seen', floor))
     for row in rows[rows.label == summary.SOURCE_ALONE].itertuples():
         value = format_estimate(row.value, np.nan, np.nan)
-        figures.append(('the source alone', value, 'what telling the archives apart is worth'))
-    malignant = f'{floor.malignant:,} malignant, {oof.group.nunique():,} patients or lesions'
-    return [*figures, ('scored on', f'{len(oof):,}', f'images, {malignant}')]
+        cards.append(('the source alone', value, 'the AUC of a score that knows only the source'))
+    return [*cards, count_images(oof)]
+
+
+def count_images(rows: pd.DataFrame) -> tuple[str, str, str]:
+    """How many images, malignant ones and groups `rows` (target, group) have, as `figure`."""
+    counts, unit = f'images, {rows.target.sum():,} malignant', summary.name_groups(rows)
+    groups = '' if unit == 'images' else f', {rows.group.nunique():,} {unit}'
+    return 'scored on', f'{len(rows):,}', counts + groups
 
 
 def choose_images(oof: pd.DataFrame, folds: Path) -> list[tuple[str, list[dict[str, str]]]]:

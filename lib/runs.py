@@ -11,14 +11,17 @@ from typing import Any
 import pandas as pd
 
 from lib import files, locks, ranks
-from lib.cli import Stop
+from lib.cli import Stop, split
 from lib.tables import EXACT, OOF_COLUMNS, fingerprint
 
 WEIGHTS = 'model.safetensors'
 MAX_SIZE = 4096  # pixels a side
 NOTES = ('command', 'code_sha256')  # what config.json holds that does not tell two runs apart
 ROOT = Path(__file__).parent.parent
-CODE = ('train.py', 'lib/augment.py', 'lib/sampling.py', 'lib/model.py')  # the recipe
+CODE = (  # the recipe, of which a change is noticed
+    'train.py', 'lib/augment.py', 'lib/data.py', 'lib/images.py', 'lib/learner.py', 'lib/model.py',
+    'lib/sampling.py',
+)  # fmt: skip
 
 
 class Run:
@@ -64,7 +67,7 @@ class Run:
             good = isinstance(values, list) and len(values) == 3
             return good and all(type(v) in (int, float) and low < v < 1e3 for v in values)
 
-        texts, size = ('arch', 'folds_sha256', 'command'), config.get('size')
+        texts, size = ('arch', 'folds_sha256'), config.get('size')
         good = {key: isinstance(config.get(key), str) for key in texts}
         good |= {'size': type(size) is int and 0 < size <= MAX_SIZE}
         good |= {'mean': are_numbers(config.get('mean'), -1e3)}
@@ -105,12 +108,12 @@ class Run:
             )
 
     def warn_of_code(self) -> None:
-        """Print that the run was begun with another recipe than the code has now, where it was."""
+        """Print a warning where the recipe's code has changed since the run was begun."""
         saved = self.read_config().get('code_sha256') if self.has_begun else None
         if saved not in (None, hash_code()):
-            files = f'{", ".join(CODE[:-1])} or {CODE[-1]}'
             print(
-                f'warning: {self} was begun with another {files}; train anew under another --name'
+                f'warning: one of {", ".join(CODE)} has changed since {self} was begun; train anew '
+                'under another --name'
             )
 
     def begin(self) -> None:
@@ -179,7 +182,7 @@ class Run:
         where = shlex.join(['--home', str(self.home), '--name', self.name])
         missing = ', '.join(map(str, self.unfinished(folds)))
         return (
-            f'{self}: fold {missing} still to be trained; if no other process is at it, by: '
+            f'{self}: not trained yet: fold {missing}. If no other process trains it, type: '
             f'{self.config["command"]} {where}'
         )
 
@@ -222,7 +225,7 @@ def find_runs(home: Path, only: str | None = None, predicted: bool = False) -> l
         raise Stop(f'no run under {home / "runs"}; train one first: python train.py')
     if only is None:
         return list(runs.values())
-    names = [name.strip() for name in only.split(',')]
+    names = split(only)
     if missing := [name for name in names if name not in runs]:
         there = ', '.join(runs)
         if (home / 'runs' / missing[0] / 'oof.csv').exists():

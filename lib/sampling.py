@@ -31,7 +31,7 @@ class Downsample(Callback):
     `lr_find` needs it before the first epoch. `neg_ratio` 0 means all images in each epoch. A step
     takes `accumulate` batches of `batch_size` images, in all processes together. More benign images
     fill the last step of an epoch, since a smaller one would give its images more weight, and a
-    single image has no batch statistics. Where there are no more benign images, it is left out.
+    single image has no batch statistics. Where there are too few, that step is left out.
     Raises: Stop where an epoch is smaller than a step of several batches.
     """
 

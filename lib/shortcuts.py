@@ -59,10 +59,10 @@ def measure(oof: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     shown = summary.counted(rows).dropna(subset='value')  # pooled, and within each source
     if shown.empty:
         return rows, f'there is no shortcut floor: {summary.pooled_auc(rows).note}'
-    labels = shown.label.replace(summary.POOLED, 'AUC').str.strip()
+    labels = shown.label.replace(summary.POOLED, 'AUC')
     texts = zip(labels, summary.format_rows(shown), strict=True)
-    auc = '; '.join(f'{label} {text}' for label, text in texts)
+    aucs = '; '.join(f'{label} {text}' for label, text in texts)
     return rows, (
-        f'the shortcut floor, {auc}: a model of {", ".join(seen)}, without a pixel. '
+        f'the shortcut floor is of a model that sees {", ".join(seen)} and no pixel: {aucs}. '
         'An image model that is no better may have learnt no more than the patient and the camera'
     )

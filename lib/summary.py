@@ -27,22 +27,24 @@ AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']
 SENSITIVITY = 0.9  # of all malignant images, at the one threshold of all subgroups
 OF_SUBGROUPS = {'auc': 'AUC', 'sensitivity': 'sensitivity', 'specificity': 'specificity'}
 POOLED = 'AUC, pooled'
-RANKED = '  ranked in each fold'
-SOURCE_ALONE = '  the source alone, no pixel seen'
+RANKED = 'AUC, ranked within each fold'
+WITHIN = 'AUC within '  # and a source
+SOURCE_ALONE = 'AUC of the source alone, no pixel seen'
 COLUMNS = ['kind', 'label', 'measure', 'value', 'low', 'high', 'images', 'malignant', 'note']
 
 
 def report_run(run: Run, oof: pd.DataFrame, columns: list[str], is_known: bool = False) -> None:
     """Print the scores of the `columns` of `oof`, `pred_plain` and `pred`; write scores.json.
 
-    With both, and where those of `pred_plain` are known, the AUCs of `pred` alone are printed.
+    Where an earlier command has printed those of `pred_plain`, only the AUC of the last column, and
+    the competition's own measure, are printed.
     """
     print(f'{run}: out of fold [95 % interval over {resampling_unit(oof)}]')
     scores = {column: summarize(oof, column) for column in columns}
     shown = scores
-    if len(columns) > 1 and is_known:
-        rows, own = scores['pred'], {'auc', competition_of(oof).measure}
-        shown = {'pred': rows[rows.measure.isin(own)]}
+    if is_known:
+        rows, own = scores[columns[-1]], {'auc', competition_of(oof).measure}
+        shown = {columns[-1]: rows[rows.measure.isin(own)]}
     print(format_summaries(shown))
     if len(columns) > 1:
         both = [oof.pred, oof.pred_plain]
@@ -72,13 +74,14 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
     subgroups are: sex, age_approx in years, anatom_site, skin_tone), as the module says.
 
     The main rows begin with the competition's own measure. `RANKED` is the AUC after ranking within
-    each fold, `SOURCE_ALONE` that of a source's rate of malignant images as the score: what telling
-    the archives apart is worth.
+    each fold, `SOURCE_ALONE` that of a score that knows only an image's source: the source's rate
+    of malignant images. Where all images are of one fold there are no rows of folds.
     """
     first, pooled = competition_of(oof).measure, score.measure(oof, pred)
     ranked = oof.assign(**{pred: score.rank_within_folds(oof[pred], oof.fold)})
-    folds = {k: score.measure(rows, pred).loc[['auc']] for k, rows in oof.groupby('fold')}
-    aucs = [of_fold.value.auc for of_fold in folds.values() if of_fold.notna().value.auc]
+    by_fold = oof.groupby('fold') if oof.fold.nunique() > 1 else ()
+    folds = {k: score.measure(rows, pred).loc[['auc']] for k, rows in by_fold}
+    aucs = pd.Series([of_fold.value.auc for of_fold in folds.values()], dtype=float).dropna()
 
     def single(label: str, value: float) -> pd.DataFrame:
         row = pooled.loc[['auc']].assign(value=value, low=np.nan, high=np.nan)
@@ -87,14 +90,15 @@ def summarize(oof: pd.DataFrame, pred: str = 'pred', subgroups: bool = True) -> 
     rest = [name for name in MEASURES if name not in ('auc', first)]
     rows = [label_rows(pooled.loc[[first]], 'main')] if first != 'auc' else []
     rows += [label_rows(pooled.loc[['auc']], 'main', POOLED)]
-    rows += [label_rows(score.measure(ranked, pred).loc[['auc']], 'main', RANKED)]
+    if folds:
+        rows += [label_rows(score.measure(ranked, pred).loc[['auc']], 'main', RANKED)]
     if len(aucs) > 1:
-        rows += [single(f'  mean over {len(aucs)} folds', np.mean(aucs))]
-        rows += [single('  standard deviation over folds', np.std(aucs, ddof=1))]
+        rows += [single(f'AUC, mean of {len(aucs)} folds', aucs.mean())]
+        rows += [single(f'AUC, standard deviation of {len(aucs)} folds', aucs.std())]
     if oof.source.nunique() > 1:
         for source, of_source in oof.groupby('source'):
             measured = score.measure(of_source, pred).loc[['auc']]
-            rows += [label_rows(measured, 'main', f'  within {source}')]
+            rows += [label_rows(measured, 'main', f'{WITHIN}{source}')]
         rates = oof.groupby('source').target.transform('mean')
         rows += [single(SOURCE_ALONE, score.auc(oof.target, rates))]
     rows += [label_rows(pooled.loc[rest], 'main')]
@@ -138,7 +142,7 @@ def label_rows(rows: pd.DataFrame, kind: str, label: str | None = None) -> pd.Da
 
 
 def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """The rows of each sex, age band, site and source, with names like 'sex: male'."""
+    """The rows of each sex, age band, site, skin tone and source, with names like 'sex: male'."""
     kinds = oof.reindex(columns=['sex', 'age_approx', 'anatom_site', 'skin_tone', 'source'])
     kinds = kinds.set_axis(['sex', 'age', 'site', 'skin tone', 'source'], axis=1)
     kinds['age'] = pd.cut(kinds.age, AGES, right=False, labels=AGE_BANDS).astype(object)
@@ -148,6 +152,7 @@ def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     for kind, values in kinds.dropna(axis=1, how='all').items():
         values = values.fillna('not known')
         values = values.where(values.isin(values.value_counts().index[:MAX_SUBGROUPS]), 'others')
+        # groupby sorts by text, which would put 'under 30' last
         of_kind = sorted(oof.groupby(values), key=lambda item: item[0] != 'under 30')
         subgroups += [(f'{kind}: {value}', rows) for value, rows in of_kind]
     return subgroups
@@ -155,10 +160,16 @@ def _subgroups(oof: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def resampling_unit(oof: pd.DataFrame) -> str:
     """The units that the intervals of `oof` (group) resample, and their number, in words."""
-    n = oof.group.nunique()
-    if n == len(oof) > 1:
-        return f'{n:,} images (no patient with several is known; else the interval is too narrow)'
-    return f'{n:,} patients or lesions'
+    is_by_image = (unit := name_groups(oof)) == 'images'
+    warning = ' (if some are of one patient, the interval is too narrow)' if is_by_image else ''
+    return f'{oof.group.nunique():,} {unit}{warning}'
+
+
+def name_groups(rows: pd.DataFrame) -> str:
+    """What the groups of `rows` are, in words."""
+    if 'patient_id' in rows and rows.patient_id.notna().all():
+        return 'patients'
+    return 'images' if rows.group.is_unique else 'patients or lesions'
 
 
 def pooled_auc(rows: pd.DataFrame) -> pd.Series:
@@ -196,7 +207,7 @@ def tabulate_subgroups(rows: pd.DataFrame) -> pd.DataFrame:
 
 def counted(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of all images and of each source, whose counts and notes are shown."""
-    is_source = rows.label.str.startswith('  within ')
+    is_source = rows.label.str.startswith(WITHIN)
     return rows[(rows.kind == 'main') & ((rows.label == POOLED) | is_source)]
 
 
@@ -204,7 +215,7 @@ def format_summaries(summaries: Mapping[str, pd.DataFrame]) -> str:
     """The table of `tabulate` as printed, and below it the reasons for missing figures."""
     rows = counted(next(iter(summaries.values())))
     lines = [format_table(tabulate(summaries))]
-    lines += [f'{row.label.strip()}: {row.note}' for row in rows.itertuples() if row.note]
+    lines += [f'{row.label}: {row.note}' for row in rows.itertuples() if row.note]
     has_others = 'average_precision' in {*next(iter(summaries.values())).measure}
     few = pooled_auc(rows).malignant < FEW and has_others
     return '\n'.join(lines + ([FEW_NOTE] if few else []))

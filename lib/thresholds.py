@@ -50,7 +50,7 @@ def measure_thresholds(rows: pd.DataFrame, at: pd.DataFrame) -> pd.DataFrame:
     code, weights = score.resample(rows.group, score.N_DRAWS, seed=0)
     table, n = at[['wanted', 'pred', 'prob']].copy(), code.max() + 1
     classes = {'sensitivity': (target == 1, hit), 'specificity': (target == 0, ~hit)}
-    of_group, draws = {}, {}  # of each group how many are right at each threshold, and how many are
+    of_group, draws = {}, {}  # per group: images right at each threshold, and images of the class
     for name, (own, right) in classes.items():
         counts = [np.bincount(code[own & of], minlength=n) for of in [*right, True]]
         of_group[name], draws[name] = np.array(counts), []
@@ -76,6 +76,11 @@ def tabulate_thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     table |= {name: rows[name].map('{:.0f}'.format) for name in COUNTS}
     table = pd.DataFrame(table).rename(columns=lambda name: name.replace('_', ' '))
     for name in ('pred', 'prob'):
-        table[f'{name} from'] = rows[name].map('{:.4g}'.format)
-    table = table.rename(columns={'sensitivity': 'reached'})
-    return table.set_index(pd.Index((100 * rows.wanted).map('sensitivity {:.0f} % wanted'.format)))
+        table[f'threshold ({name})'] = rows[name].map('{:.4g}'.format)
+    table = table.rename(columns={'sensitivity': 'sensitivity reached'})
+    return table.set_index(pd.Index(name_wanted(rows)))
+
+
+def name_wanted(rows: pd.DataFrame) -> list[str]:
+    """What thresholds were chosen for, from the column `wanted`, as text."""
+    return list((100 * rows.wanted).map('{:.0f} % sensitivity wanted'.format))

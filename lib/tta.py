@@ -43,7 +43,7 @@ class Passes(Callback):
         self.bar = tqdm(total=total, desc=self.label, leave=False, disable=NO_BAR)
 
     def before_validate(self) -> None:
-        """Begin the next pass at its first batch; fastai has tried one batch before."""
+        """Begin the next pass at its first batch, since fastai may have tried one before."""
         self.seed_batch.n_pass, self.seed_batch.n_batch = self.n_begun, 0
         self.n_begun += 1
 

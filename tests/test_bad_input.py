@@ -248,7 +248,7 @@ FILES = [
     ('other labels', 'folds.csv', rows(relabel), 'was trained on another', []),
     ('other labels, infer.py', 'folds.csv', rows(relabel), 'was trained on another', ANY),
     ('no folds.csv, infer.py', 'folds.csv', gone, 'python folds.py', ANY),
-    ('config: no JSON', CONFIG, put(b'{'), 'cannot be read as JSON', ANY),
+    ('config: no JSON', CONFIG, put(b'{'), 'is missing or no JSON', ANY),
     ('config: a size', CONFIG, values(size=10**9), 'size is missing or', ANY),
     ('config: arch', CONFIG, values(arch='../../x'), 'no architecture', ANY),
     ('config: another', CONFIG, values(arch='test_vit'), 'not hold the weights', ANY),
@@ -257,7 +257,13 @@ FILES = [
     ('config: a flag to come', CONFIG, values(new=9), 'new 9 (now None)', []),
     ('weights: pickled code', WEIGHTS, put(PICKLE), 'not a safetensors', ANY),
     ('weights: NaN', WEIGHTS, spoil, '--precision fp32', ANY),
-    ('record: no JSON', f'{RUN}fold0/tta_oof.json', put(b'{'), 'delete it and make it anew', ANY),
+    (
+        'record: no JSON',
+        f'{RUN}fold0/tta_oof.json',
+        put(b'{'),
+        'bring it back, or make it anew',
+        ANY,
+    ),
     (
         'predictions: 1.5',
         f'{RUN}oof.csv',
@@ -398,7 +404,7 @@ def test_a_test_image_that_cannot_be_read_gets_the_median_and_its_row(copy, demo
     shutil.rmtree(copy / 'cache')
     text = ok('infer.py', '--home', copy, '--n_tta', 0, '--only', 'twin')
     assert f'{bad}.jpg: cannot identify' in text
-    assert f'the median of all is the prediction of {bad}; once' in text
+    assert f'cannot be read get the median prediction, such as {bad}. Once' in text
     preds = pd.read_csv(copy / 'runs' / 'twin' / 'test.csv').set_index('image_name').pred
     assert preds[bad] == preds.drop(bad).median() and preds.nunique() > 10
     ok('blend.py', '--home', copy, '--only', 'twin')

@@ -139,6 +139,8 @@ def test_without_folds_csv_patients_are_the_groups_and_folds_are_assigned(tmp_pa
     assert (parted.rows.groupby('group').fold.nunique() == 1).all()
     assert parted.folds[:, 0].tolist() == leaky.fold.tolist()  # ranks are the model's own
     assert sorted(set(runs.rows.fold)) == [0, 1, 2, 3, 4]
+    assert set(runs.model_folds) == {0}  # no score is of a fold that no model had
+    assert set(parted.model_folds) == {0, 1}
     assert (runs.rows.groupby('group').fold.nunique() == 1).all()
 
 
@@ -292,11 +294,13 @@ def test_each_run_is_compared_with_the_blend_and_with_the_others():
     rho = spearmanr(runs.preds).statistic
     assert compared.correlation['a'] == pytest.approx((rho[0, 1] + rho[0, 2]) / 2)
     table = blending.tabulate_runs(compared)
-    assert list(table) == ['weight', 'AUC', 'less the blend', 'correlation']
+    assert list(table) == ['weight', 'AUC', 'minus the blend', 'correlation']
     row, cells = compared.loc['b'], table.loc['b']
     assert cells.weight == '0.300' and cells['correlation'] == f'{row.correlation:.4f}'
     assert f'{row.auc:.4f} [{row.auc_low:.4f}, {row.auc_high:.4f}]' == cells.AUC
-    assert cells['less the blend'].startswith(f'{row.difference:+.4f} [{row.difference_low:+.4f}, ')
+    assert cells['minus the blend'].startswith(
+        f'{row.difference:+.4f} [{row.difference_low:+.4f}, '
+    )
 
 
 def test_rank_correlations_are_scipys():
@@ -364,7 +368,7 @@ def test_platt_gives_a_logistic_prob_of_the_mean_to_the_test_images(four, ok):
     out, blend, submission, rows, tests, _ = blended(
         four, ok, '--calibrate', 'platt', '--only', 'b,c', '--prior', 0.1
     )
-    assert 'fitted by a logistic curve' in out and blend['calibrate'] == 'platt'
+    assert 'prob is pred by a logistic curve' in out and blend['calibrate'] == 'platt'
     np.testing.assert_allclose(submission, tests[['b', 'c']].mean(axis=1))
     rate = rows.target.mean()
     weight = {0: 0.9 / (1 - rate), 1: 0.1 / rate}
@@ -420,7 +424,7 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
         write(tmp_path / 'runs' / run, rows=table, pred=table.pred)
     if 'target' in changes:
         out = ok('blend.py', '--home', tmp_path)
-        assert 'there are none, since the rate of malignant images is' in out
+        assert 'there is no prob, since the rate of malignant images is' in out
     out = ok('blend.py', '--home', tmp_path, '--prior', 0.02)
     page = (tmp_path / 'report' / 'index.html').read_text()
     assert says in out and 'nan' not in out.replace('malignant', '')
@@ -481,7 +485,7 @@ def test_greedy_says_where_the_plain_mean_was_better(ok, tmp_path):
     for run in 'ab':
         write(tmp_path / 'runs' / run, rows=few, pred=few.pred)
     out = ok('blend.py', '--home', tmp_path, '--how', 'greedy')
-    assert 'of 2 runs and 59 malignant images, the plain mean was better' in out
+    assert 'there are 2 runs and 59 malignant images; in simulations' in out
 
 
 def test_a_blend_that_is_cut_off_leaves_no_files_of_two_blends(tmp_path, monkeypatch):

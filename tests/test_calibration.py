@@ -44,7 +44,7 @@ def test_the_shift_makes_a_good_models_predictions_probabilities():
     assert fitted.prob.mean() == pytest.approx(table.target.mean())
     np.testing.assert_array_equal(fitted.curve(table.pred.to_numpy()), fitted.prob)
     assert fitted.odds == pytest.approx(1, rel=0.15)  # as it was trained
-    text = calibration.tabulate_quality(fitted)
+    text = calibration.tabulate_quality(fitted.quality)
     assert text['Brier score'].tolist() == [f'{row.brier:.4f}' for row in (before, after)]
     assert text['calibration slope']['prob'] == f'{after.slope:.4f}'
     assert 'with one constant' in calibration.format_quality(fitted)
@@ -57,11 +57,11 @@ def test_the_odds_follow_from_the_level():
     fitted = calibrate(table, 0.05)
     weight = calibration.class_weights(table.target.to_numpy(), 0.05)
     assert np.average(fitted.prob, weights=weight) == pytest.approx(0.05)
-    assert 'so that the mean is 0.05' in fitted.sentence
-    with pytest.raises(Stop, match='all 0 or all 1'):
+    assert 'so that its mean is 0.05' in fitted.sentence
+    with pytest.raises(Stop, match='too many predictions are 0 or 1'):
         calibration.fit_odds(0 * table.pred, 0.1, np.ones(len(table)))
     none = calibrate(table.assign(pred=0.0))
-    assert np.isnan(none.prob).all() and 'there are none, since the predictions' in none.sentence
+    assert np.isnan(none.prob).all() and 'there is no prob, since too many' in none.sentence
 
 
 def test_platt_mends_a_bad_model_and_is_judged_out_of_fold():
@@ -77,7 +77,7 @@ def test_platt_mends_a_bad_model_and_is_judged_out_of_fold():
     prob, other = (calibrate(t, 0.02, platt=True).prob for t in (table, flipped))
     np.testing.assert_array_equal(prob[rows], other[rows])
     assert (prob[~rows] != other[~rows]).any()
-    assert 'each fold by a curve of the others' in fitted.sentence
+    assert 'in each fold with the curve of the others' in fitted.sentence
 
 
 def test_platt_fits_the_rows_that_are_judged_and_no_other_source():

@@ -175,10 +175,10 @@ def test_predictions_are_made_anew_where_they_would_be_others(copy, ok):
 
 def test_one_fold_alone_says_which_are_missing(copy, ok):
     out = ok('train.py', '--home', copy, *TRAIN, '--name', 'part', '--fold', 1)
-    assert 'part: fold 0 still to be trained' in out
+    assert 'part: not trained yet: fold 0.' in out
     out = ok('infer.py', '--home', copy, '--n_tta', 2)
-    assert 'passed over' in out and 'part: fold 0 still to be trained' in out
-    command = out.split('by: python ')[1].splitlines()[0].split()
+    assert 'passed over' in out and 'part: not trained yet: fold 0.' in out
+    command = out.split('type: python ')[1].splitlines()[0].split()
     out = ok(*command)  # the command that is named makes what is missing
     assert 'fold 0 epoch' in out and 'out of fold' in out
 
@@ -201,8 +201,8 @@ def test_an_unfinished_run_is_passed_over_by_a_blend_unless_a_weight_names_it(co
     (copy / 'runs' / 'half').mkdir()
     shutil.copy(copy / 'runs' / 'twin' / 'config.json', copy / 'runs' / 'half')
     said = ok('blend.py', '--home', copy)
-    assert 'passed over' in said and 'half: fold 0, 1 still to be trained' in said
-    assert 'the mean of 2 run(s)' in said
+    assert 'passed over' in said and 'half: not trained yet: fold 0, 1.' in said
+    assert 'mean of 2 run(s)' in said
     text = refusal('blend.py', '--home', copy, '--mix', 'twin=.5,half=.5')
     assert '--mix names a run that is not finished' in text
     assert 'no run is trained in all folds' in refusal('blend.py', '--home', copy, '--only', 'half')
@@ -212,7 +212,7 @@ def test_runs_without_out_of_fold_predictions_are_named(copy, ok):
     (copy / 'runs' / 'theirs').mkdir()
     shutil.copy(copy / 'runs' / 'twin' / 'test.csv', copy / 'runs' / 'theirs')
     said = ok('blend.py', '--home', copy, '--only', 'twin,theirs')
-    assert 'no out-of-fold score and no prob, since theirs have no oof.csv' in said
+    assert 'no out-of-fold score and no prob: there is no oof.csv of theirs' in said
 
 
 def test_the_demo_has_kaggles_layout_and_says_that_it_is_not_medical(ok, tmp_path, monkeypatch):

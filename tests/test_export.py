@@ -152,7 +152,7 @@ def test_sources_are_counted_and_scored_apart_and_decide_the_licence(copy, ok):
     counts = other.sum(), (table.target[other] == '1').sum(), table.group[other].nunique()
     counts = r' \| '.join(map(str, counts))
     assert re.search(rf'\| isic2019 \| \[ISIC 2019\].* \| {counts} \|', card.text)
-    assert '| within isic2019 |' in card.text and 'The source alone' in card.text
+    assert '| AUC within isic2019 |' in card.text and 'The source alone' in card.text
 
 
 def test_the_licence_is_the_strictest_of_the_sources(out):

@@ -127,7 +127,8 @@ def drawn(home, ok):
     compute_maps, draw_heat_maps = heat.compute_maps, pictures.draw_heat_maps
     drawn = shutil.copytree(home, home.with_name('drawn'))
     infer = ['infer.py', '--home', drawn, '--n_tta', 2, '--precision', 'bf16', '--only', 'twin']
-    ok(*infer, '--heat', 5)
+    ok(*infer, '--heat', 5, '--prior', 0.3)
+    probs = pd.read_csv(drawn / 'runs' / 'twin' / 'test.csv').prob
     used, made = {}, {}
 
     def noted(run, k, rows):
@@ -147,6 +148,7 @@ def drawn(home, ok):
         # the pictures of before are gone; its predictions, of other flags, are kept
         said = ok('infer.py', '--home', drawn, '--only', 'twin', '--heat', 2)
     assert 'is finished' in said and 'augmented passes,' not in said
+    assert (pd.read_csv(drawn / 'runs' / 'twin' / 'test.csv').prob == probs).all()  # of --prior .3
     assert '8 images' in said and '2 x 2 cells' in said and 'where, not why' in said
     return drawn, used
 

@@ -62,7 +62,7 @@ def test_an_old_name_trains_under_the_new_one(noise_home, ok, monkeypatch):
     )
     train = ['train.py', '--home', noise_home, '--arch', 'old', '--nopretrained', '--size', 64]
     said = ok(*train, '--epochs', 1, '--batch_size', 4, '--name', 'old', '--fold', 0)
-    assert 'timm calls old test_resnet.r160_in1k now' in said
+    assert 'timm has renamed old to test_resnet.r160_in1k' in said
     assert Run(noise_home / 'runs' / 'old').config['arch'] == 'test_resnet.r160_in1k'
 
 

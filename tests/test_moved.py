@@ -61,7 +61,7 @@ def test_what_is_suggested_names_the_run_where_it_is_now(moved, ok, script):
     (moved / 'runs' / 'twin').rename(moved / 'runs' / 'renamed')
     (moved / 'runs' / 'renamed' / 'fold1' / 'oof.csv').unlink()
     said = script('infer.py', '--home', moved, '--only', 'renamed').stdout
-    command = said.split('by: ')[1].splitlines()[0]
+    command = said.split('type: ')[1].splitlines()[0]
     words = shlex.split(command)
     assert words[words.index('--home') + 1] == str(moved)
     assert words[words.index('--name') + 1] == 'renamed' and words.count('--name') == 1

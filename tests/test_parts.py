@@ -51,7 +51,7 @@ def make(run, settings=SETTINGS, **options) -> list[parts.Part]:
     """All parts, written and pooled."""
     for part in of(run):
         write(part, settings, **options)
-    parts.save(of(run), parts.pool(of(run), settings), settings)
+    parts.save(of(run), parts.pool(of(run), settings), settings, None)
     return of(run)
 
 
@@ -146,7 +146,7 @@ def test_what_is_pooled_stays_until_all_of_its_successors_are_made(run, capsys):
     assert parts.read_n_tta(of(run)) == 2  # and a blend takes them
     for part in parts.claim(of(run), other):
         write(part, other, pred=0.75)
-    parts.save(of(run), parts.pool(of(run), other), other)
+    parts.save(of(run), parts.pool(of(run), other), other, None)
     assert parts.read_n_tta(of(run)) == 3
     assert [pd.read_csv(path).pred.max() for path in pooled[:2]] == [0.75, 0.75]
 
@@ -166,18 +166,18 @@ def test_pooled_files_of_two_kinds_are_not_taken_for_one(name, run, monkeypatch)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(files, 'write_csv', cut)
-        parts.save(of(run), parts.pool(of(run), other), other)
+        parts.save(of(run), parts.pool(of(run), other), other, None)
     with pytest.raises(Stop, match=r'has no oof\.json: python infer\.py .* --n_tta 3'):
         parts.read_n_tta(of(run))
 
 
 def test_a_run_keeps_its_settings_where_all_parts_have_the_same(run):
     made, other = make(run, precision='bf16'), dataclasses.replace(SETTINGS, n_tta=9)
-    assert parts.keep(made, other) == dataclasses.replace(SETTINGS, precision='bf16')
+    assert parts.read_settings(made, other) == dataclasses.replace(SETTINGS, precision='bf16')
     write(of(run)[0], dataclasses.replace(SETTINGS, n_tta=3))
-    assert parts.keep(of(run), other) == other
+    assert parts.read_settings(of(run), other) == other
     of(run)[0].path.unlink()
-    assert parts.keep(of(run), other) == other
+    assert parts.read_settings(of(run), other) == other
 
 
 def test_what_is_missing_alone_is_claimed(run):
@@ -206,9 +206,8 @@ def test_a_test_image_that_cannot_be_read_gets_the_median_and_a_line(run, capsys
     assert pooled.image_name.tolist() == [*'abcd']
     assert pooled.pred.tolist() == pytest.approx([0.15, 0.25, 0.25, 0.65])
     assert pooled.pred_plain.tolist() == pytest.approx([1 / 3] * 4)
-    assert (
-        'the median of all is the prediction of b; once they can be read' in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert '1 test images that cannot be read get the median prediction, such as b. Once' in said
 
 
 def test_images_are_cached_once_and_those_with_a_label_must_be_readable(run, monkeypatch):

@@ -117,7 +117,7 @@ def test_a_loss_that_is_not_finite_stops_with_what_to_change(loss, phase, fitted
                 self.learn.loss = torch.tensor(loss)
 
     said = fitted(cbs=[Spoil()], status=1).said
-    assert f'the loss is {loss} in fold 0, epoch 2, {phase} step 1' in said
+    assert f'the loss is {loss} in fold 0, epoch 2, {phase} batch 1' in said
     assert 'take a smaller --lr_max' in said and '--precision fp32' in said
 
 
@@ -145,9 +145,8 @@ def test_the_curves_of_a_training_are_its_history(fitted, noise_home):
     table = pd.read_csv(noise_home / 'runs' / 'r' / 'fold0' / 'history.csv')
     loss, auc, lr = figure.axes
     drawn = {line.get_label(): line.get_ydata() for line in loss.lines}
-    assert drawn.keys() == {'training', 'held out'}
-    np.testing.assert_allclose(drawn['training'], table.train_loss)
-    np.testing.assert_allclose(drawn['held out'], table.valid_loss)
-    assert 'AUC' in auc.get_title() and 'rate' in lr.get_title()
+    assert [name.split(',')[0] for name in drawn] == ['training', 'held out']
+    np.testing.assert_allclose([*drawn.values()], [table.train_loss, table.valid_loss])
+    assert 'AUC' in auc.get_ylabel() and 'rate' in lr.get_ylabel()
     np.testing.assert_allclose(auc.lines[0].get_ydata(), table.auc)
     np.testing.assert_allclose(lr.lines[0].get_ydata(), table.lr)

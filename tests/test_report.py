@@ -136,12 +136,12 @@ def test_the_columns_of_the_figures_are_of_the_blend_and_of_the_floor(home, text
     assert pooled.blend.startswith(f'{roc_auc_score(saved.target, saved.pred):.4f} [')
     assert pooled.images == '200' and pooled.malignant == str(saved.target.sum())
     rows = saved[saved.source == 'competition']
-    within = table.loc['  within competition', ['images', 'malignant']].tolist()
+    within = table.loc['AUC within competition', ['images', 'malignant']].tolist()
     assert within == [str(len(rows)), str(rows.target.sum())]
 
 
 def test_the_table_of_runs_holds_each_runs_auc_weight_and_difference(home, text, scores):
-    table = Page(text).table('less the blend')
+    table = Page(text).table('minus the blend')
     assert table.index.tolist() == [NASTY, 'a'] == [row['run'] for row in scores['runs']]
     for row, shown in zip(scores['runs'], table.to_dict('records'), strict=True):
         saved = pd.read_csv(home / 'runs' / row['run'].replace('/', '') / 'oof.csv')
@@ -149,7 +149,7 @@ def test_the_table_of_runs_holds_each_runs_auc_weight_and_difference(home, text,
         assert shown['AUC'] == cell(row, ('auc', 'auc_low', 'auc_high')) and row['auc'] == auc
         assert shown['weight'] == f'{scores["blend"]["weights"][row["run"]]:.3f}'
         difference = cell(row, ('difference', 'difference_low', 'difference_high'), '+.4f')
-        assert shown['less the blend'].startswith(difference)
+        assert shown['minus the blend'].startswith(difference)
 
 
 def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(home, text, scores):
@@ -160,12 +160,12 @@ def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(h
     across = said['quality'][1]['brier']  # of each fold by the constant of the others
     assert quality['prob'] == f'{across:.4f}' != f'{((own.prob - own.target) ** 2).mean():.4f}'
     prior, table = own.target.mean(), Page(text).table('true positives')
-    assert f'per 1,000 lesions of which {1000 * prior:.1f} are malignant' in text
+    assert f'per 1,000 images of which {1000 * prior:.1f} are malignant' in text
     for (label, shown), row in zip(table.iterrows(), said['thresholds'], strict=True):
         called = own.pred >= row['pred']
         tp, fp = called[own.target == 1].mean(), called[own.target == 0].mean()
-        assert label == f'sensitivity {100 * row["wanted"]:.0f} % wanted' and tp >= row['wanted']
-        assert shown.reached == f'{100 * tp:.1f} %'
+        assert label == f'{100 * row["wanted"]:.0f} % sensitivity wanted' and tp >= row['wanted']
+        assert shown['sensitivity reached'] == f'{100 * tp:.1f} %'
         assert shown.specificity == f'{100 * (1 - fp):.1f} %'
         assert shown['true positives'] == f'{1000 * prior * tp:.0f}'
         assert shown['false negatives'] == f'{1000 * prior * (1 - tp):.0f}'

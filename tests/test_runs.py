@@ -203,7 +203,7 @@ def test_a_recipe_that_changes_under_a_run_is_told_and_its_words_may_change(
     files.write_text(tmp_path / runs.CODE[1], text.replace(old, new))
     run.warn_of_code()
     said = capsys.readouterr().out
-    assert (said.startswith(f'warning: {run} was begun with another train.py, ')) == is_other
+    assert (said.startswith('warning: one of train.py, lib/augment.py, ')) == is_other
     run.asked['code_sha256'] = runs.hash_code()
     run.check()  # it may go on all the same
 
@@ -219,7 +219,7 @@ def test_what_is_unfinished_is_claimed_and_a_state_left_by_a_kill_at_the_very_en
 def test_the_note_names_the_unfinished_folds_and_the_command(run):
     finish(run, 0)
     assert run.describe_unfinished([0, 1, 2]) == (
-        f'{run}: fold 1, 2 still to be trained; if no other process is at it, by: '
+        f'{run}: not trained yet: fold 1, 2. If no other process trains it, type: '
         f'python train.py --size 384 --home {run.home} --name r'
     )
 

@@ -45,7 +45,7 @@ def test_the_floor_is_measured_as_a_blend_is_and_said_in_a_sentence(monkeypatch)
     floor, sentence = shortcuts.measure(rows)
     expected = summary.summarize(rows.assign(pred=pred), subgroups=False)
     pd.testing.assert_frame_equal(floor, expected)
-    for of, label in ((rows, 'floor, AUC'), (rows[rows.source == 'a'], 'within a')):
+    for of, label in ((rows, 'pixel: AUC'), (rows[rows.source == 'a'], 'AUC within a')):
         assert f'{label} {roc_auc_score(of.target, pred[of.index]):.4f} [' in sentence
     assert ', '.join(seen) in sentence
 
@@ -79,7 +79,7 @@ def test_the_floor_of_the_competition_is_what_others_found(shared):
 
 
 def test_folds_prints_it(home):
-    assert 'the shortcut floor, AUC' in (home / '0.log').read_text()
+    assert 'the shortcut floor is of a model that sees' in (home / '0.log').read_text()
 
 
 def test_where_a_patient_is_not_known_the_images_of_the_group_are_counted():

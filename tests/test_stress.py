@@ -37,7 +37,7 @@ def test_two_processes_share_a_run_and_one_that_is_killed_costs_an_epoch_at_most
     time.sleep(random.Random(0).uniform(0, 0.2))  # in an epoch, or while it is saved
     victim.send_signal(signal.SIGSTOP)  # a slow process is not a dead one
     other = ok(*train, 'shared')
-    assert other.count('images an epoch') == 1 and 'fold 0 still to be trained' in other
+    assert other.count('images an epoch') == 1 and 'not trained yet: fold 0.' in other
     kill(victim)
     assert re.search(r'fold0/state\.pt: goes on after epoch [1-6] of 6', ok(*train, 'shared'))
     ok(*train, 'whole')

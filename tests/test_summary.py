@@ -36,18 +36,18 @@ def test_the_rows_hold_the_auc_of_all_folds_and_sources():
     assert auc[summary.POOLED] == pytest.approx(roc_auc_score(oofs.target, oofs.pred))
     aucs = [roc_auc_score(t.target, t.pred) for _, t in oofs.groupby('fold')]
     assert auc[[f'fold {k}' for k in range(5)]].tolist() == pytest.approx(aucs)
-    assert auc['mean over 5 folds'] == pytest.approx(np.mean(aucs))
-    assert auc['standard deviation over folds'] == pytest.approx(np.std(aucs, ddof=1))
+    assert auc['AUC, mean of 5 folds'] == pytest.approx(np.mean(aucs))
+    assert auc['AUC, standard deviation of 5 folds'] == pytest.approx(np.std(aucs, ddof=1))
     for source, of_source in oofs.groupby('source'):
         expected = roc_auc_score(of_source.target, of_source.pred)
-        assert auc[f'within {source}'] == auc[f'source: {source}'] == pytest.approx(expected)
-        counts = of.loc[f'  within {source}', ['images', 'malignant']].tolist()
+        assert auc[f'AUC within {source}'] == auc[f'source: {source}'] == pytest.approx(expected)
+        counts = of.loc[f'AUC within {source}', ['images', 'malignant']].tolist()
         assert counts == [len(of_source), of_source.target.sum()]
     rate = oofs.groupby('source').target.transform('mean')
-    assert auc['the source alone, no pixel seen'] == pytest.approx(roc_auc_score(oofs.target, rate))
+    assert auc[summary.SOURCE_ALONE] == pytest.approx(roc_auc_score(oofs.target, rate))
     assert set(score.MEASURES) == set(rows[rows.kind == 'main'].measure)
     one = summary.summarize(oofs[oofs.source == 'a'])
-    assert not one.label.str.contains('source|within').any()
+    assert not one.label.str.contains('source|AUC within').any()
 
 
 def test_every_row_is_of_the_column_that_is_asked_for():
@@ -70,7 +70,7 @@ def test_ranking_in_each_fold_undoes_a_fold_that_is_too_high():
     for k in range(5):
         rows = (oofs.fold == k).to_numpy()
         expected[rows] = (rankdata(shifted.pred[rows]) - 0.5) / rows.sum()
-    ranked = auc['ranked in each fold']
+    ranked = auc[summary.RANKED]
     assert ranked == pytest.approx(roc_auc_score(oofs.target, expected))
     assert auc[summary.POOLED] < ranked - 0.02
 
@@ -132,9 +132,9 @@ def test_the_printed_table_has_a_column_for_each_and_says_where_intervals_are_ap
     for column, of in (('pred', rows), ('worse', worse)):
         auc, low, high = of[of.label == summary.POOLED].iloc[0][['value', 'low', 'high']]
         assert text[column][summary.POOLED] == f'{auc:.4f} [{low:.4f}, {high:.4f}]'
-    assert text.images[summary.POOLED] == '3000' and text.images['  ranked in each fold'] == ''
+    assert text.images[summary.POOLED] == '3000' and text.images[summary.RANKED] == ''
     of_a = many.target[many.source == 'a']
-    counts = text.loc['  within a', ['images', 'malignant']]
+    counts = text.loc['AUC within a', ['images', 'malignant']]
     assert counts.tolist() == [str(len(of_a)), str(of_a.sum())]
     printed = summary.format_summaries({'pred': rows, 'worse': worse})
     assert 'below 50' not in printed and text.pred[summary.POOLED] in printed
