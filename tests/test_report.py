@@ -170,7 +170,7 @@ def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(h
         assert shown['true positives'] == f'{1000 * prior * tp:.0f}'
         assert shown['false negatives'] == f'{1000 * prior * (1 - tp):.0f}'
         assert shown['false positives'] == f'{1000 * (1 - prior) * fp:.0f}'
-        assert called.sum() == (own.prob >= float(shown['prob from']) * 0.9995).sum()
+        assert called.sum() == (own.prob >= float(shown['threshold (prob)']) * 0.9995).sum()
 
 
 def test_the_subgroups_hold_the_figures_of_their_own_images(text, scores):
