@@ -227,7 +227,7 @@ def write_report(
     for name in ('sensitivity', 'specificity'):
         columns = thresholds[[name, f'{name}_low', f'{name}_high']].itertuples(index=False)
         table[name] = [format_estimate(*shares, '.3f') for shares in columns]
-    table['threshold (pred)'] = [f'{pred:.4g}' for pred in thresholds.pred]
+    table['pred at least'] = [f'{pred:.4g}' for pred in thresholds.pred]
     tables_of = {'figures': pd.DataFrame({'external': summary.format_rows(scores)}, scores.label)}
     tables_of |= {'thresholds': table, 'subgroups': summary.tabulate_subgroups(subgroups)}
     tables_of['quality'] = calibration.tabulate_quality(quality)

@@ -76,8 +76,8 @@ def tabulate_thresholds(rows: pd.DataFrame) -> pd.DataFrame:
     table |= {name: rows[name].map('{:.0f}'.format) for name in COUNTS}
     table = pd.DataFrame(table).rename(columns=lambda name: name.replace('_', ' '))
     for name in ('pred', 'prob'):
-        table[f'threshold ({name})'] = rows[name].map('{:.4g}'.format)
-    table = table.rename(columns={'sensitivity': 'sensitivity reached'})
+        table[f'{name} at least'] = rows[name].map('{:.4g}'.format)
+    table = table.rename(columns={'sensitivity': 'reached'})
     return table.set_index(pd.Index(name_wanted(rows)))
 
 

@@ -359,6 +359,15 @@ ROWS = [
     ('lib/external.py', '!= (n_tta, weights)', "!= (record.get('n_tta'), weights)",
      'test_external.py -k command_is_named'),
     ('lib/export.py', "'CC-BY': 'cc-by-4.0'", "'CC-BY': 'cc0-1.0'", 'test_export.py -k strictest'),
+    ('lib/predictions.py', 'if not self.has_folds:', 'if False:',
+     'test_blending.py -k are_assigned'),
+    ('lib/archives.py', 'isin(ids) | table.file.isin(ids)', 'isin(ids)',
+     'test_archives.py -k end_alike'),
+    ('lib/archives.py', "groupby('source').file", "groupby(['source', 'split']).file",
+     'test_archives.py -k end_alike'),
+    ('infer.py', 'if heat and prior is None else', 'if False else', 'test_heat.py -k highest'),
+    ('lib/external.py', '(joined := join_labels(table, labelled)).empty',
+     '(joined := join_labels(table, labelled)) is None', 'test_external.py -k command_is_named'),
 ]  # fmt: skip
 
 

@@ -165,12 +165,12 @@ def test_probabilities_and_thresholds_are_those_of_the_out_of_fold_predictions(h
         called = own.pred >= row['pred']
         tp, fp = called[own.target == 1].mean(), called[own.target == 0].mean()
         assert label == f'{100 * row["wanted"]:.0f} % sensitivity wanted' and tp >= row['wanted']
-        assert shown['sensitivity reached'] == f'{100 * tp:.1f} %'
+        assert shown['reached'] == f'{100 * tp:.1f} %'
         assert shown.specificity == f'{100 * (1 - fp):.1f} %'
         assert shown['true positives'] == f'{1000 * prior * tp:.0f}'
         assert shown['false negatives'] == f'{1000 * prior * (1 - tp):.0f}'
         assert shown['false positives'] == f'{1000 * (1 - prior) * fp:.0f}'
-        assert called.sum() == (own.prob >= float(shown['threshold (prob)']) * 0.9995).sum()
+        assert called.sum() == (own.prob >= float(shown['prob at least']) * 0.9995).sum()
 
 
 def test_the_subgroups_hold_the_figures_of_their_own_images(text, scores):

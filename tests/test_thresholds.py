@@ -30,9 +30,9 @@ def test_the_columns_are_the_roc_curves_and_count_1000_lesions_at_the_prior():
     text = thresholds.tabulate_thresholds(rows)
     for (label, cells), row in zip(text.iterrows(), rows.itertuples(), strict=True):
         assert label == f'{100 * row.wanted:.0f} % sensitivity wanted'
-        assert cells['sensitivity reached'] == f'{100 * row.sensitivity:.1f} %'
+        assert cells['reached'] == f'{100 * row.sensitivity:.1f} %'
         assert cells['specificity'] == f'{100 * row.specificity:.1f} %'
         assert cells['true positives'] == f'{row.true_positives:.0f}'
         assert cells['false negatives'] == f'{row.false_negatives:.0f}'
         assert cells['false positives'] == f'{row.false_positives:.0f}'
-        assert [float(cells[f'threshold ({c})']) for c in ('pred', 'prob')] == [row.pred, row.prob]
+        assert [float(cells[f'{c} at least']) for c in ('pred', 'prob')] == [row.pred, row.prob]
