@@ -65,7 +65,7 @@ def main(
     # A blend is a weighted sum over the runs: of their predictions, their ranks or their logits.
     weights = [by_hand[name] for name in names] if mix else [1 / len(names)] * len(names)
     rho = blending.rank_correlations(tests.to_numpy() if oofs is None else oofs.preds)
-    oof = scores = None
+    oof = scores = in_sample = None
     if oofs is not None:
         # A fold is blended by weights that were fitted without it, so that its score is honest.
         weights, fold_weights = blending.fit(how, oofs, weights)
@@ -80,7 +80,6 @@ def main(
         rows = summary.summarize(oof.assign(fold=oofs.model_folds))
         compared = blending.compare_runs(oofs, oof.pred, weights)
         blending.print_scores(runs, oof, compared, rows)
-        in_sample = None
         if is_fitted:
             scaled = blending.to_scale(how, oofs.preds, oofs.folds)
             in_sample = score.auc(oof.target, blending.weigh(how, scaled, weights))
@@ -88,7 +87,7 @@ def main(
         floor, sentence = shortcuts.measure(oof)
         print(sentence)
         if how == 'rank':
-            fitted = calibration.no_probabilities(oof, 'ranks are none; --how mean has one')
+            fitted = calibration.no_probabilities(oof, calibration.RANKS)
         else:
             fitted = calibration.calibrate(oof, prior, platt=calibrate == 'platt')
         print(calibration.format_quality(fitted))

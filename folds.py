@@ -28,7 +28,7 @@ def main(
     external: str | None = None,
     target: str | None = None,  # the column of the target in DATA's table, where it is not `target`
     positive: str | None = None,  # words that are a target of 1, with commas, if targets are words
-    negative: str | None = None,  # those that are 0, by default nevus and the like; drops others
+    negative: str | None = None,  # words that are 0, and drop all others; default: nevus and so on
     check: str | None = None,  # only count the groups that are in two folds of this CSV
     fold_column: str = 'fold',  # the column of --check's folds; a negative fold is none
     demo: bool = False,  # draw synthetic images, which are not medical data, and use data/demo

@@ -47,7 +47,7 @@ def main(
     labels: str | None = None,  # a table of image_name and target of --images, to score them
     target: str | None = None,  # the column of the target in --labels, where it is not `target`
     positive: str | None = None,  # words that are a target of 1, with commas, if targets are words
-    negative: str | None = None,  # those that are 0, by default nevus and the like; drops others
+    negative: str | None = None,  # words that are 0, and drop all others; default: nevus and so on
     export: str | None = None,  # write each run's models for timm, and a card, to this folder
     workers: int | None = None,  # processes that read images; default: 0 on CPU, else up to 16
     precision: str = 'auto',  # fp32, bf16 or fp16; by default fp16 on CUDA, else fp32
@@ -100,8 +100,7 @@ def main(
         for part in claim(parts, made):  # each locked while it is predicted
             part.write(*predict(part), settings, precision)
         rate = read_prior(run) if heat and prior is None else prior
-        # an earlier command has printed the scores of the plain pass then
-        is_known = (run.folder / 'scores.json').exists()
+        is_known = (run.folder / 'scores.json').exists()  # then the plain pass's are printed
         with locks.held(run.lock):
             if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest

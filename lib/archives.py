@@ -51,8 +51,9 @@ def choose_external(external: str | None, folder: Path) -> list[str]:
             print(f'{folder}: not read: {", ".join(unread)}; no table there is of a known layout')
         return sorted(known, key=lambda name: LAYOUTS.index(known[name].layout))
     if unread:
-        listing = ', '.join(there) or 'nothing'
-        raise Stop(f'--external {unread[0]}: no such set is in {folder}, which holds {listing}')
+        listing = f'there is no such folder in {folder}, which holds {", ".join(there) or "none"}'
+        why = 'no table there is of a known layout' if unread[0] in there else listing
+        raise Stop(f'--external {unread[0]}: {why}')
     return names
 
 
@@ -135,10 +136,10 @@ def read_all(
         )
     others = [open_archive(data / 'external' / name) for name in external]
     parts = [_read_labelled(own, labels), *(_read_labelled(k, tables.LABELS) for k in others)]
-    table = pd.concat([*parts, _read_test(own)], ignore_index=True)
-    table['image_name'] = table.groupby('source').file.transform(_shorten)
+    table = pd.concat([*parts, _read_test(own, parts[0].image_name)], ignore_index=True)
     # the ISIC id: ISIC 2019 added _downsampled to the names of images that it shrank
-    table['id'] = table.image_name.str.removesuffix('_downsampled')
+    ends = table.file.str.split('/').str[-1].str.removesuffix('_downsampled')
+    table['id'] = ends.where(ends.str.fullmatch(ISIC_ID), table.image_name)
     table = _leave_out(table, data)
     is_isic = table.id.str.fullmatch(ISIC_ID)
     twice = table[~is_isic & table.image_name.duplicated() & ~table.duplicated(['source', 'id'])]
@@ -220,12 +221,12 @@ def _read_labelled(archive: Archive, labels: tables.Labels) -> pd.DataFrame:
         target = judged.isin(layout.malignant).astype(int).astype(str)
         rows['target'] = target.where(judged.notna() & ~judged.isin(layout.unclear))
     rows = tables.parse_target(rows, path, labels)
-    rows = _of_archive(rows, archive, 'train')
-    return rows.sort_values('file', key=lambda files: files.str.split('/').str[-1])
+    return _of_archive(rows, archive, 'train').sort_values('image_name')
 
 
-def _read_test(own: Archive) -> pd.DataFrame:
-    """The test rows, perhaps none, in the order of sample_submission.csv, if there is one."""
+def _read_test(own: Archive, taken: pd.Series) -> pd.DataFrame:
+    """The test rows, perhaps none, in the order of sample_submission.csv, if there is one. `taken`:
+    the names of the labelled rows."""
     layout = own.layout
     folder = _locate(layout.labels.names, own.tables).parent
     # a test.csv in another folder belongs to another set
@@ -242,33 +243,37 @@ def _read_test(own: Archive) -> pd.DataFrame:
         if not order.is_unique or set(order) != set(test.image_name):
             raise Stop(f'{sample} and {path} name different images')
         test = test.set_index('image_name').loc[order].reset_index()
-    return _of_archive(test.drop(columns=['fold', 'target'], errors='ignore'), own, 'test')
+    test = test.drop(columns=['fold', 'target'], errors='ignore')
+    return _of_archive(test, own, 'test', taken)
 
 
-def _of_archive(rows: pd.DataFrame, archive: Archive, split: str) -> pd.DataFrame:
-    """`rows` with `file`, the name as it stands in the table, and what tells where they are from. A
-    name may be a path below the set's folder."""
+def _of_archive(
+    rows: pd.DataFrame, archive: Archive, split: str, taken: Sequence[str] = ()
+) -> pd.DataFrame:
+    """`rows` with `file`, the name as it stands in the table, and what tells where they are from.
+
+    A name may be a path below the set's folder. Its last part becomes the image's name, or where
+    that is repeated or `taken`, all its parts.
+    """
     leads_out = rows.image_name.str.contains(r'(?:^|/)\.*(?:/|$)|\\', na=True)
     expected = 'a name, or a path below the folder of the set'
     tables.refuse(rows[leads_out], f'{{image_name!r}} is no image_name; expected {expected}')
+    ends = rows.image_name.str.split('/').str[-1]
+    is_free = ~(ends.duplicated(keep=False) | ends.isin(taken))
+    name = ends.where(is_free, rows.image_name.str.replace('/', '_'))
     known = {'split': split, 'source': archive.source, 'folder': archive.folder}
-    return rows.assign(file=rows.image_name, **known)
-
-
-def _shorten(files: pd.Series) -> pd.Series:
-    """Names without slashes: the last part of each path, or where these repeat, all parts."""
-    names = files.str.split('/').str[-1]
-    return names if names.is_unique else files.str.replace('/', '_')
+    return rows.assign(file=rows.image_name, image_name=name, **known)
 
 
 def _leave_out(table: pd.DataFrame, data: Path) -> pd.DataFrame:
     """`table` without the images that exclude.txt names, in whatever source. Raises: Stop."""
     path, ids = data / 'exclude.txt', read_excluded(data)
-    is_out = table.id.isin(ids) | table.file.isin(ids)
+    table_names = table.file.str.removesuffix('_downsampled')
+    is_out = table.id.isin(ids) | table_names.isin(ids)
     sentence = '{file}: the test image {image_name} must stay, since a submission needs every row'
     tables.refuse(table[is_out & (table.split == 'test')], sentence, path)
     if ids:
-        n = len(ids & {*table.id, *table.file})
+        n = len(ids & {*table.id, *table_names})
         rest = f'; {len(ids) - n} match no labelled image' if n < len(ids) else ''
         print(f'{path}: {n} of {len(ids)} names are left out{rest}')
     return table[~is_out]

@@ -16,6 +16,7 @@ from lib.tables import competition_of
 from lib.thresholds import Curve, count_at_thresholds
 
 N_BINS = 10
+RANKS = 'ranks are no probabilities; --how mean has them'  # why there are none
 QUALITY_NOTE = (  # below each table of it
     'the calibration error is over bins of equally many images. A slope below 1 says that '
     'probabilities are too extreme, an intercept below 0 that they are too high'
@@ -221,7 +222,7 @@ def calibrate(oof: pd.DataFrame, prior: float | None = None, platt: bool = False
 def no_probabilities(oof: pd.DataFrame, why: str) -> Calibration:
     """A Calibration of NaN, for predictions that are no probabilities."""
     nothing = partial(np.full_like, fill_value=np.nan, dtype=float)
-    return Calibration(nothing(oof.pred.to_numpy()), nothing, f'there is no prob, since {why}')
+    return Calibration(nothing(oof.pred.to_numpy()), nothing, f'prob is empty, since {why}')
 
 
 def format_quality(fitted: Calibration) -> str:

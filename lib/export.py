@@ -142,6 +142,8 @@ def describe_sources(oof: pd.DataFrame, credits: pd.DataFrame) -> pd.DataFrame:
         of_sources.setdefault(source, (source, choose_licence(licences), None))
     known = [of_sources.get(source, (None, 'unknown', None)) for source in counts.index]
     names = [f'[{name}]({url})' if url else name or '' for name, _, url in known]
-    table = counts.map(str).rename(columns={'groups': summary.name_groups(oof)})
+    unit = summary.name_groups(oof)
+    table = counts.map(str).rename(columns={'groups': unit})
+    table = counts.map(str).drop(columns='groups') if unit == 'images' else table
     table.insert(0, 'images of', names)
     return table.assign(licence=[licence for _, licence, _ in known])

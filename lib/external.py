@@ -74,6 +74,8 @@ def predict_and_score(
     if not path:
         return
     rows = joined.join(table[['pred', 'prob', 'is_known']], on='image').dropna(subset='pred')
+    if rows.empty:
+        raise Stop(f'no image of {folder} that has a label in {path} can be read')
     ids = rows.file.str.split('/').str[-1].str.removesuffix('_downsampled')
     is_known = rows.is_known | (ids.isin(seen) & ids.str.fullmatch(ISIC_ID))
     if is_known.all():
@@ -127,6 +129,8 @@ def find_twins(paths: Sequence[Path], others: Sequence[Path]) -> np.ndarray:
     """Which of the files `paths` have the same bytes as one of `others`, (n,)."""
     sizes = {path.stat().st_size for path in paths}
     known = {files.sha256(path) for path in others if path.stat().st_size in sizes}
+    if not known:
+        return np.zeros(len(paths), dtype=bool)
     return np.array([files.sha256(path) in known for path in paths], dtype=bool)
 
 

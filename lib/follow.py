@@ -4,7 +4,8 @@ tensorboard --logdir HOME/runs                   # one curve per fold, under its
 wandb sync HOME/runs/NAME/wandb/offline-run-*    # after a training with WANDB_MODE=offline
 python -m torch.distributed.run --nproc_per_node 2 -- train.py --log wandb
 
-Each row of history.csv is passed on, and the scores of the held-out fold. No image is.
+Without -- the launcher would take --log for its own flag. Each row of history.csv is passed on, and
+the scores of the held-out fold. No image is.
 """
 
 import json

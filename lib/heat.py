@@ -24,7 +24,7 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 
 def activation_map(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """What speaks for melanoma (above 0) and against it, in images: (B, 3, H, W) to (B, h, w).
+    """What speaks for malignant (above 0) and against it, in images: (B, 3, H, W) to (B, h, w).
 
     The features are weighted by the logit's gradient. Of a `net`, in eval mode, that ends in global
     average pooling and one Linear layer this is the exact class activation map: its mean plus the

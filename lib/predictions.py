@@ -98,6 +98,8 @@ def read_oofs(runs: Sequence[Run], labelled: pd.DataFrame | None) -> OofTable | 
         _check_equal(path, known[known.index.isin(oof.index)], oof, 'target')
     lined_up = line_up([run.name for run in runs], oofs, known)
     print(*lined_up.leaks, sep='\n', end='\n' if lined_up.leaks else '')
+    if not lined_up.has_folds:
+        print('not every run tells its folds, so no AUC by fold can be given')
     return lined_up
 
 

@@ -18,8 +18,8 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     `table` has `image_name` and may have `patient_id` and `lesion_id`; `duplicates` is two columns
     of image names. Groups that share a lesion or a pair of duplicates are joined, also through a
     chain of them and through an image that is not in the table. A joined group has the first of
-    their names in alphabetical order; where a patient, a lesion or an image of another group is
-    called so too, the kind is put before.
+    their names in alphabetical order; where the group of an earlier row is called so too, the kind
+    is put before it.
     """
     ids = table.reindex(columns=['patient_id', 'lesion_id', 'image_name']).astype(object)
     kinds = ids.apply(lambda column: f'{column.name} ' + column)  # patient 5 is not lesion 5
@@ -35,8 +35,8 @@ def join_groups(table: pd.DataFrame, duplicates: pd.DataFrame | None = None) -> 
     graph = coo_array((np.ones(len(left)), (left, right)), shape=(len(nodes), len(nodes)))
     component = connected_components(graph, directed=False)[1][codes[: len(table)]]
     group = name.groupby(component).transform('min')
-    is_unique = pd.Series(component, group.index).groupby(group).transform('nunique') == 1
-    return group.where(is_unique, own.groupby(component).transform('min')).rename('group')
+    first = pd.Series(component, group.index).groupby(group).transform('first')
+    return group.where(first == component, own.groupby(component).transform('min')).rename('group')
 
 
 def warn_of_groups(table: pd.DataFrame, group: pd.Series) -> None:

@@ -167,7 +167,8 @@ def resampling_unit(oof: pd.DataFrame) -> str:
 
 def name_groups(rows: pd.DataFrame) -> str:
     """What the groups of `rows` are, in words."""
-    if 'patient_id' in rows and rows.patient_id.notna().all():
+    patients = rows.get('patient_id', pd.Series(dtype=object))
+    if patients.notna().all() and patients.nunique() == rows.group.nunique():
         return 'patients'
     return 'images' if rows.group.is_unique else 'patients or lesions'
 

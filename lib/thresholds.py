@@ -9,7 +9,7 @@ from lib import score
 
 SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 SHARES = ['sensitivity', 'specificity']
-COUNTS = ['true_positives', 'false_negatives', 'false_positives']  # of 1,000 lesions
+COUNTS = ['true_positives', 'false_negatives', 'false_positives']  # of 1,000 images
 OPTIMISTIC = (
     'the thresholds are chosen and counted on the same out-of-fold predictions, which is '
     'optimistic below 100 malignant images'
@@ -29,7 +29,7 @@ def count_at_thresholds(
     """A decision threshold for each of SENSITIVITIES, and its cost at the rate `prior`.
 
     A row has the sensitivity that is `wanted` and reached, the threshold in `pred` and in `prob`,
-    and how many of 1,000 lesions are true positives, false negatives and false positives.
+    and how many of 1,000 images are true positives, false negatives and false positives.
     """
     at = np.array([threshold(target, pred, wanted) for wanted in SENSITIVITIES])
     sensitivity = (pred[target == 1] >= at[:, None]).mean(axis=1)

@@ -322,7 +322,7 @@ def test_names_that_are_paths_may_end_alike_and_exclude_txt_may_have_them(own):
     csv(own / 'test.csv', 'image_name\nphotos/of_test/L0\n')
     (own / 'exclude.txt').write_text('photos/1/L1.png\n')
     table, _ = archives.read_all(own, [])
-    assert table.image_name.tolist() == ['photos_1_L0', 'photos_0_L3', 'photos_of_test_L0']
+    assert table.image_name.tolist() == ['L0', 'L3', 'photos_of_test_L0']
     assert [path.split('photos/')[1] for path in table.path] == [
         '1/L0.png', '0/L3.png', 'of_test/L0.png',
     ]  # fmt: skip

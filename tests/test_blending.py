@@ -424,7 +424,7 @@ def test_what_cannot_be_scored_is_a_sentence_in_print_and_in_the_report(
         write(tmp_path / 'runs' / run, rows=table, pred=table.pred)
     if 'target' in changes:
         out = ok('blend.py', '--home', tmp_path)
-        assert 'there is no prob, since the rate of malignant images is' in out
+        assert 'prob is empty, since the rate of malignant images is' in out
     out = ok('blend.py', '--home', tmp_path, '--prior', 0.02)
     page = (tmp_path / 'report' / 'index.html').read_text()
     assert says in out and 'nan' not in out.replace('malignant', '')

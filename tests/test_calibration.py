@@ -61,7 +61,7 @@ def test_the_odds_follow_from_the_level():
     with pytest.raises(Stop, match='too many predictions are 0 or 1'):
         calibration.fit_odds(0 * table.pred, 0.1, np.ones(len(table)))
     none = calibrate(table.assign(pred=0.0))
-    assert np.isnan(none.prob).all() and 'there is no prob, since too many' in none.sentence
+    assert np.isnan(none.prob).all() and 'prob is empty, since too many' in none.sentence
 
 
 def test_platt_mends_a_bad_model_and_is_judged_out_of_fold():

@@ -138,7 +138,7 @@ def test_without_predictions_at_home_of_as_many_passes_the_command_is_named(
     assert 'has a label in' in text and 'compare the names' in text
     assert not (tmp_path / 'out.csv').exists()  # told before the work
     said = ok(*ask, tmp_path / 'out.csv', '--n_tta', 0, '--only', 'twin')
-    assert 'there is no prob, since ' in said and '--only twin --n_tta 0' in said
+    assert 'prob is empty, since ' in said and '--only twin --n_tta 0' in said
     assert pd.read_csv(tmp_path / 'out.csv').prob.isna().all()
 
 

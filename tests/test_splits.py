@@ -40,9 +40,9 @@ def test_a_patient_is_no_lesion_and_no_image_of_the_same_name():
     table = pd.DataFrame({'image_name': list('5678'), 'patient_id': ['1', '2', '3', None]})
     lesions = ['2', '3', '4', '1']  # as a clinic numbers both
     group = splits.join_groups(table.assign(lesion_id=lesions))
-    assert group.tolist() == ['patient_id 1', '2', '3', 'lesion_id 1']
+    assert group.tolist() == ['1', '2', '3', 'lesion_id 1']
     group = splits.join_groups(table.assign(patient_id=['6', None, None, None]))
-    assert group.tolist() == ['patient_id 6', 'image_name 6', '7', '8']
+    assert group.tolist() == ['6', 'image_name 6', '7', '8']
 
 
 def test_duplicates_join_their_groups_over_chains_and_over_images_that_are_not_there():
