@@ -100,7 +100,7 @@ def main(
         for part in claim(parts, made):  # each locked while it is predicted
             part.write(*predict(part), settings, precision)
         rate = read_prior(run) if heat and prior is None else prior
-        is_known = (run.folder / 'scores.json').exists()  # then the plain pass's are printed
+        is_known = (run.folder / 'scores.json').exists()  # then the plain pass's scores are printed
         with locks.held(run.lock):
             if (pooled := pool(parts, made)) is None:
                 continue  # another process predicts the rest
