@@ -20,7 +20,7 @@ def draw_history(path: Path, rows: Sequence[dict[str, float]]) -> None:
     figure = Figure(figsize=(12, 3.6), layout='constrained')
     loss, auc, lr = figure.subplots(1, 3)
     # Even without overfitting the losses differ, since the images do; so the legend tells them.
-    training, held_out = 'training, augmented', 'held out, other mixture'
+    training, held_out = 'training, augmented', 'held out, up to 4 benign to 1'
     loss.plot(history.epoch, history.train_loss, color=BLUE, marker='.', label=training)
     loss.plot(history.epoch, history.valid_loss, color=RED, marker='.', label=held_out)
     loss.legend()
