@@ -60,7 +60,7 @@ def draw_predictions(
     note = f'A subgroup with fewer than {MIN_CLASS} of a class has its counts only.'
     drawn.append(to_png(title, draw_forest, rows, size=size, note=note))
     if not bins.empty:
-        note = 'pred is as the models give it, prob is made a probability (see below). Bins hold '
+        note = 'pred is as the models give it, prob is made a probability. Bins hold '
         note += 'equally many images. The dotted line is perfect calibration.'
         drawn.append(to_png('Reliability of pred and of prob', draw_reliability, bins, note=note))
     return drawn
