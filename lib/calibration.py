@@ -18,8 +18,8 @@ from lib.thresholds import Curve, count_at_thresholds
 N_BINS = 10
 RANKS = 'ranks are no probabilities; --how mean has them'  # why there are none
 QUALITY_NOTE = (  # below each table of it
-    'the calibration error is over bins of equally many images. A slope below 1 says that '
-    'probabilities are too extreme, an intercept below 0 that they are too high'
+    'The calibration error is over bins of equally many images. A slope below 1 says that '
+    'probabilities are too extreme, an intercept below 0 that they are too high.'
 )
 TINY = 1e-7  # keeps probabilities off 0 and 1, which have no finite logit
 

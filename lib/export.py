@@ -16,7 +16,7 @@ from lib.demo import PREFIX
 from lib.parts import Part, join_table, list_parts, read_n_tta
 from lib.runs import WEIGHTS, Run, choose_finished
 from lib.tables import COMPETITION, EXACT, ISIC2024, read_labelled
-from lib.thresholds import OPTIMISTIC, tabulate_thresholds
+from lib.thresholds import tabulate_thresholds
 
 NON_COMMERCIAL = 'cc-by-nc-4.0'
 SOURCES = {  # what a source is called, its licence in the hub's words, and where it comes from
@@ -114,15 +114,12 @@ def write_card(run: Run, parts: list[Part], table: pd.DataFrame, prior: float | 
     page |= {'auc': summary.format_rows(plain[plain.label == summary.POOLED])[0]}
     page |= {'unit': summary.resampling_unit(oof), 'floor': report.sentence(floor_sentence)}
     page |= {'has_sources': oof.source.nunique() > 1}
-    page |= {'few_note': report.sentence(summary.FEW_NOTE)}
     page['has_skin_tone'] = oof.skin_tone.notna().any()
     page |= {'figures': summary.tabulate(scores | {'shortcut floor': floor})}
     page |= {'subgroups': summary.tabulate_subgroups(plain), 'quality': None}
     if not fitted.quality.empty:
         page |= {'quality': calibration.tabulate_quality(fitted.quality)}
         page |= {'thresholds': tabulate_thresholds(fitted.thresholds)}
-        page |= {'optimistic': report.sentence(OPTIMISTIC)}
-        page |= {'quality_note': report.sentence(calibration.QUALITY_NOTE)}
     page['metadata'] = ModelCardData(
         license=licence, library_name='timm', pipeline_tag='image-classification',
         tags=['melanoma'], metrics=['roc_auc'],

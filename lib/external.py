@@ -241,8 +241,6 @@ def write_report(
         print(summary.format_table(tables_of[name]))
 
     page = about | tables_of | {'names': names, 'unit': unit, 'prior': f'{fitted.prior:.4g}'}
-    page['few_note'] = report.sentence(summary.FEW_NOTE)
-    page['quality_note'] = report.sentence(calibration.QUALITY_NOTE)
     apart['note'] = f'out of fold {own}'
     difference = report.figure('AUC minus the out-of-fold AUC', apart)
     page['headline'] = [report.figure('AUC', auc), difference, report.count_images(rows)]

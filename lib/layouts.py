@@ -89,7 +89,7 @@ LAYOUTS = (
     # Source: https://github.com/ImageMarkup/isic-cli
     Layout(
         'archive', Table(['metadata.csv'], ['image_name', 'diagnosis_1', 'diagnosis_2']),
-        judged='judged', unclear=['malignant'],
+        judged='judged', unclear=['malignant', 'indeterminate'],
         malignant=['malignant melanocytic proliferations (melanoma)',
                    'collision - at least one malignant proliferation'],
         first={'judged': ['diagnosis_2', 'diagnosis_1'],

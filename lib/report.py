@@ -74,11 +74,14 @@ def write(
 
 
 def render(template: str, page: dict[str, Any]) -> str:
-    """The text of a template of lib with the values of `page`, which are escaped in HTML."""
+    """The text of a template of lib with the values of `page`, which are escaped in HTML, and with
+    the notes that stand below tables."""
+    notes = {'few_note': summary.FEW_NOTE, 'quality_note': calibration.QUALITY_NOTE}
+    notes |= {'optimistic': thresholds.OPTIMISTIC}
     style = {'trim_blocks': True, 'lstrip_blocks': True, 'undefined': StrictUndefined}
     loader, is_html = FileSystemLoader(Path(__file__).parent), template.endswith('.html')
     environment = Environment(loader=loader, autoescape=is_html, **style)
-    return environment.get_template(template).render(page)
+    return environment.get_template(template).render(notes | page)
 
 
 def sentence(text: str) -> str:
@@ -90,15 +93,13 @@ def describe_scores(oof: pd.DataFrame, scores: Scores) -> dict[str, Any]:
     """What the page shows of `scores`, all of it finished text and tables of text."""
     fitted, runs = scores.fitted, blending.tabulate_runs(scores.runs)
     page = {'headline': headline(oof, scores), 'unit': summary.resampling_unit(oof), 'runs': runs}
-    page |= {'floor': sentence(scores.floor_sentence), 'few_note': sentence(summary.FEW_NOTE)}
+    page['floor'] = sentence(scores.floor_sentence)
     page['figures'] = summary.tabulate({'blend': scores.rows, 'shortcut floor': scores.floor})
     page['in_sample'] = '' if scores.in_sample is None else f'{scores.in_sample:.4f}'
     page |= {'probabilities': f'{fitted.sentence}.', 'quality': None}
     if not fitted.quality.empty:
         page |= {'quality': calibration.tabulate_quality(fitted.quality)}
-        page['quality_note'] = sentence(calibration.QUALITY_NOTE)
         page['thresholds'] = thresholds.tabulate_thresholds(fitted.thresholds)
-        page['optimistic'] = sentence(thresholds.OPTIMISTIC)
         page['per_1000'] = f'{1000 * fitted.prior:.1f}'
     page['common'] = f'{summary.common_threshold(oof):.4g}'
     return page | {'subgroups': summary.tabulate_subgroups(scores.rows)}

@@ -19,8 +19,8 @@ MIN_CLASS = 20  # a subgroup with fewer malignant or benign images shows its cou
 MAX_SUBGROUPS = 30  # of a kind; the smaller ones are put together
 FEW = 100  # malignant images
 FEW_NOTE = (
-    f'below {FEW} malignant images the intervals of average precision and of sensitivity at a '
-    'specificity are often too narrow'
+    f'Below {FEW} malignant images the intervals of average precision and of sensitivity at a '
+    'specificity are often too narrow.'
 )
 AGES = [0, 30, 45, 60, 75, np.inf]  # years
 AGE_BANDS = ['under 30', '30 to 44', '45 to 59', '60 to 74', '75 and over']

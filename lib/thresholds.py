@@ -11,8 +11,8 @@ SENSITIVITIES = (0.8, 0.85, 0.9, 0.95, 0.98)
 SHARES = ['sensitivity', 'specificity']
 COUNTS = ['true_positives', 'false_negatives', 'false_positives']  # of 1,000 images
 OPTIMISTIC = (
-    'the thresholds are chosen and counted on the same out-of-fold predictions, which is '
-    'optimistic below 100 malignant images'
+    'The thresholds are chosen and counted on the same out-of-fold predictions, which is '
+    'optimistic below 100 malignant images.'
 )
 Curve = Callable[[np.ndarray], np.ndarray]  # from pred to prob, (n,) both
 

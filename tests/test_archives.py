@@ -392,6 +392,12 @@ def test_the_isic_archive_is_read_by_its_own_rule_of_melanoma(own, capsys, ok):
     assert credits[columns].values.tolist() == [
         ['hospital', 'CC-0', 'A', 1], ['hospital', 'CC-BY', 'A', 3],
     ]  # fmt: skip
+    # in other words for diagnosis_1 no row would be left, so none is left out by it
+    csv(folder / 'metadata.csv', '\n'.join(lines).replace('Benign', 'benign').replace(
+        ',Malignant,', ',malignant,'))  # fmt: skip
+    table = archives.read_all(own, ['hospital'])[0].query("source == 'hospital'")
+    assert table.image_name.tolist() == ['ISIC_1', 'ISIC_2', 'ISIC_3', 'ISIC_4']
+    assert 'no diagnosis_1 is Benign or Malignant, so all rows are taken' in capsys.readouterr().out
 
 
 def test_the_challenge_pages_and_kaggles_copies_are_told_by_their_tables(data, tmp_path):

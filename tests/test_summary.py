@@ -125,7 +125,7 @@ def test_the_printed_table_has_a_column_for_each_and_says_where_intervals_are_ap
     few, many = table(), table(3000).assign(worse=lambda t: 1 - t.pred)
     few['target'] = few.target.where(few.index < 100, 0)
     assert few.target.sum() < 100
-    assert 'below 100 malignant' in summary.format_summaries({'': summary.summarize(few)})
+    assert summary.FEW_NOTE in summary.format_summaries({'': summary.summarize(few)})
     rows, worse = summary.summarize(many), summary.summarize(many, 'worse')
     text = summary.tabulate({'pred': rows, 'worse': worse})
     assert list(text) == ['pred', 'worse', 'images', 'malignant']
@@ -137,7 +137,7 @@ def test_the_printed_table_has_a_column_for_each_and_says_where_intervals_are_ap
     counts = text.loc['AUC within a', ['images', 'malignant']]
     assert counts.tolist() == [str(len(of_a)), str(of_a.sum())]
     printed = summary.format_summaries({'pred': rows, 'worse': worse})
-    assert 'below 50' not in printed and text.pred[summary.POOLED] in printed
+    assert summary.FEW_NOTE not in printed and text.pred[summary.POOLED] in printed
 
 
 def test_scores_json_holds_the_rows_and_what_tta_changes(tmp_path, capsys):
