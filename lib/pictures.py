@@ -62,14 +62,14 @@ def draw_heat_maps(folder: Path, rows: pd.DataFrame, maps: np.ndarray) -> str:
         'cells; it shows where, not why'
     )
     if min(maps.shape[1:]) < 4:
-        legend += '. So few cells tell little; a larger --size has more'
+        legend += '\nSo few cells tell little; a larger --size has more'
     kinds = rows.target.map({1: 'malignant', 0: 'benign'}) + rows.pred.map(' {:.4f} '.format)
     captions = kinds + rows.image_name
     rows = rows.assign(picture=captions.str.replace(' ', '_') + '.jpg')
     for row, caption, values in zip(rows.itertuples(), captions, maps / scale, strict=True):
         _draw_heat(folder / row.picture, row.cached, values, f'{caption}\n{legend}')
     write_csv(folder / 'heat.csv', rows.drop(columns=['path', 'cached']).sort_values('picture'))
-    return f'{len(rows)} images, {legend}'
+    return f'{len(rows)} images, ' + legend.replace('\n', '. ')
 
 
 def _draw_heat(path: Path, image: Path, values: np.ndarray, text: str) -> None:
@@ -86,7 +86,8 @@ def _draw_heat(path: Path, image: Path, values: np.ndarray, text: str) -> None:
     colour = np.where(enlarged > 0, (215, 25, 25), (25, 70, 215))
     grey = 80 + 0.6 * np.asarray(plain.convert('L'))[..., None]  # light: colours show on dark spots
     mixed = (1 - strength) * grey + strength * colour
-    picture = Image.new('RGB', (2 * side, side + 44), 'white')
+    height = side + 10 + 17 * len(text.splitlines())
+    picture = Image.new('RGB', (2 * side, height), 'white')
     picture.paste(plain, (0, 0))
     picture.paste(Image.fromarray(mixed.astype(np.uint8)), (side, 0))
     font = ImageFont.load_default(14)
